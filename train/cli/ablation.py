@@ -36,6 +36,7 @@ from teach_once.train.cli.options import (
 )
 from teach_once.train.cli.plan import (
     ALL_FINISHED,
+    PlannedRuns,
     check_runs,
     open_configs,
     open_named_study,
@@ -163,9 +164,8 @@ def check_study(
     config, teacher = open_configs(request.name, request.overrides)
     methods = request.methods.split() or list(config.methods)
     local = request.storage.local()
-    found = check_runs(
-        config, teacher, methods, seeds, local, placement=request.placement, device=device
-    )
+    runs = PlannedRuns(config, teacher, methods, seeds, local, request.placement)
+    found = check_runs(runs, device)
     if found == ALL_FINISHED and not is_shown_if_finished:
         return
     if found != ALL_FINISHED and (hint := slow_precision(config, teacher, local.caches, device)):

@@ -125,62 +125,71 @@ def parse_seeds(text: str) -> list[int]:
 ALL_FINISHED = "all are finished"
 
 
-def check_runs(
-    config: StudentConfig,
-    teacher: TeacherConfig,
-    methods: Sequence[str],
-    seeds: Sequence[int],
-    storage: StudyStorage,
-    *,
-    placement: PlacementChoice = "auto",
-    device: str,
-    ranks: int = 1,
-) -> str:
+@dataclass(frozen=True)
+class PlannedRuns:
+    """Runs of one student that may not have a cache yet.
+
+    teacher: the first of its teachers. storage: local folders. ranks: processes that will train a
+    run together.
+    """
+
+    config: StudentConfig
+    teacher: TeacherConfig
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    storage: StudyStorage
+    placement: PlacementChoice
+    ranks: int = 1
+
+    def open_study(self) -> Study:
+        """Open their study. Raises CacheError if a cache is missing or does not fit."""
+        return open_study(
+            self.config,
+            self.teacher,
+            caches_dir=self.storage.caches,
+            runs_dir=self.storage.runs,
+            cache_path=self.storage.cache,
+            placement=self.placement,
+        )
+
+    def of(self, study: Study) -> list[Run]:
+        """Return the runs, in the order of the methods."""
+        return [study.run(method, seed) for method in self.methods for seed in self.seeds]
+
+
+def check_runs(runs: PlannedRuns, device: str) -> str:
     """Check that runs can work; returns a description of the checks.
 
-    Without a cache, the teacher's config determines the content of the future cache. storage: local
-    folders. ranks: processes that will train a run together. Raises TrainError, ArchError,
-    TapError, DatasetError or DeviceError if a run cannot work.
+    Without a cache, the teacher's config determines the content of the future cache. Raises
+    TrainError, ArchError, TapError, DatasetError or DeviceError if a run cannot work.
     """
+    config, teacher, methods = runs.config, runs.teacher, runs.methods
     for method in methods:
         check_method_name(config, method)
     study: Study | None = None
     try:
-        study = _open_local(config, teacher, storage, placement)
+        study = runs.open_study()
     except CacheError:
         pass
     else:
-        if all(study.run(method, seed).is_finished for method in methods for seed in seeds):
+        if all(run.is_finished for run in runs.of(study)):
             return ALL_FINISHED
     from teach_once.runtime.machine.devices import check_device
     from teach_once.train.runs.check_methods import check_without_cache, missing_taps
 
     check_device(device)
-    if ranks > 1:
-        num_samples = len(load_dataset(teacher.dataset, storage.caches).train)
-        check_idle_ranks(config.training, num_samples, ranks)
+    if runs.ranks > 1:
+        num_samples = len(load_dataset(teacher.dataset, runs.storage.caches).train)
+        check_idle_ranks(config.training, num_samples, runs.ranks)
     if study is not None:
         check_ends(study, methods)
     if study is None or any(
         missing_taps(config, methods, list(each.stages), each.cache.taps) for each in study.teachers
     ):
-        check_without_cache(config, teacher, methods, storage.caches)
+        check_without_cache(config, teacher, methods, runs.storage.caches)
         there = "there is no cache yet" if study is None else "the cache lacks some taps"
         return f"device, images, networks, taps and losses; {there}"
     return f"device, and {shown_path(study.cache.path)}, which has everything they read"
-
-
-def _open_local(
-    config: StudentConfig, teacher: TeacherConfig, storage: StudyStorage, placement: PlacementChoice
-) -> Study:
-    return open_study(
-        config,
-        teacher,
-        caches_dir=storage.caches,
-        runs_dir=storage.runs,
-        cache_path=storage.cache,
-        placement=placement,
-    )
 
 
 def slow_precision(
@@ -215,48 +224,30 @@ def print_plan(
     ranks: processes that will train it together. Raises as `check_runs` does.
     """
     config, teacher = open_configs(request.name, request.overrides)
-    method, seed, placement = request.method, request.seed, request.placement
-    local = request.storage.local()
-    found = check_runs(
-        config, teacher, [method], [seed], local, placement=placement, device=device, ranks=ranks
-    )
+    methods, seeds, local = [request.method], [request.seed], request.storage.local()
+    runs = PlannedRuns(config, teacher, methods, seeds, local, request.placement, ranks)
+    found = check_runs(runs, device)
     if found == ALL_FINISHED and not is_shown_if_finished:
         return
-    tried_on = device if has_trial else None
-    console.print(
-        *plan_lines(
-            config, teacher, method, seed, local, placement=placement, device=tried_on, ranks=ranks
-        ),
-        sep="\n",
-    )
+    console.print(*plan_lines(runs, device if has_trial else None), sep="\n")
 
 
-def plan_lines(
-    config: StudentConfig,
-    teacher: TeacherConfig,
-    method: str,
-    seed: int,
-    storage: StudyStorage,
-    *,
-    placement: PlacementChoice = "auto",
-    device: str | None = None,
-    ranks: int = 1,
-) -> list[str]:
-    """Return lines for the weights, the cache and the run: that it exists, or its cost.
+def plan_lines(runs: PlannedRuns, device: str | None = None) -> list[str]:
+    """Return lines for the weights, the cache and a run: that it exists, or its cost.
 
-    storage: local folders. device: measures the time and the memory of a few steps. ranks:
-    processes that will train the run together.
+    runs: one run. device: measures the time and the memory of a few steps.
     """
+    config, teacher, storage = runs.config, runs.teacher, runs.storage
     dataset = load_dataset(teacher.dataset, storage.caches)
     samples = len(dataset.train)
     teachers = teacher_configs(config, teacher)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
     hints = [*stem_hints(config, teacher, shape), *dataset.hints]
     passes = f"{samples:,} samples x {config.training.epochs} epochs through {config.student.arch}"
-    if ranks > 1:
-        passes += f", by {ranks} processes"
+    if runs.ranks > 1:
+        passes += f", by {runs.ranks} processes"
     try:
-        study = _open_local(config, teacher, storage, placement)
+        study = runs.open_study()
     except CacheError:
         if storage.cache is not None:
             raise
@@ -268,7 +259,7 @@ def plan_lines(
     lines = []
     for number, each in enumerate(study.teachers):
         lines += _found_lines(each.config, each.cache, number > 0 or storage.cache is None)
-    run = study.run(method, seed)
+    (run,) = runs.of(study)
     if run.is_finished:
         return [*lines, f"student  finished: {run.folder}"]
     lines += [f"student  to train: {passes}", *hints]

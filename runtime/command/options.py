@@ -12,8 +12,8 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, get_args, get_type_hints
@@ -121,6 +121,8 @@ ClusterAddress = Annotated[
 ]
 
 
+_QUIET = "quiet"
+_BY_NAME = inspect.Parameter.KEYWORD_ONLY
 _Quiet = Annotated[bool, typer.Option("--quiet", help="print errors only", rich_help_panel=RUN)]
 
 
@@ -155,36 +157,47 @@ def takes_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     options: list[inspect.Parameter] = []
     for each in parameters:
         options += _options_of(groups[each.name]) if each.name in groups else [each]
-    options = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in options]
+    options = [each.replace(kind=_BY_NAME) for each in options]
 
     @functools.wraps(command)
     def with_groups(**given: object) -> None:
-        command(**{name: _take(group, given) for name, group in groups.items()}, **given)
+        with _discard_output(bool(given.pop(_QUIET, False))):
+            command(**{name: _take(group, given) for name, group in groups.items()}, **given)
 
-    with_groups.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
-    with_groups.__annotations__ = {each.name: each.annotation for each in options}
-    return with_groups
+    return _with_options(with_groups, options)
 
 
 def can_be_quiet(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the option --quiet, which discards what it prints; errors go to stderr."""
     signature = inspect.signature(command, eval_str=True)
+    parameters = [each.replace(kind=_BY_NAME) for each in signature.parameters.values()]
+    parameters.append(inspect.Parameter(_QUIET, _BY_NAME, default=False, annotation=_Quiet))
+    if hasattr(command, "__wrapped__"):  # by `takes_option_groups`, which takes it: a frame less
+        return _with_options(command, parameters)
 
     @functools.wraps(command)
     def with_quiet(*, quiet: bool, **given: object) -> None:
-        with ExitStack() as stack:
-            if quiet:
-                stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        with _discard_output(quiet):
             command(**given)
 
-    option = inspect.Parameter(
-        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=_Quiet
-    )
-    parameters = [each.replace(kind=option.kind) for each in signature.parameters.values()]
-    parameters.append(option)
-    with_quiet.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    with_quiet.__annotations__ = {each.name: each.annotation for each in parameters}
-    return with_quiet
+    return _with_options(with_quiet, parameters)
+
+
+@contextmanager
+def _discard_output(is_quiet: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        if is_quiet:
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        yield
+
+
+def _with_options(
+    command: Callable[..., None], options: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    """Let typer read a command's options from `options`."""
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in options}
+    return command
 
 
 def _is_group(annotation: object) -> bool:

@@ -104,15 +104,16 @@ def test_command_line_with_a_mistake_is_refused_with_the_help_command(
     assert err.endswith("--help\n")
 
 
-def test_quiet_command_prints_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
-    app = new_app()
-
-    @app.command()
-    @can_be_quiet
+@pytest.mark.parametrize("has_groups", [False, True])
+def test_quiet_command_prints_errors_only(
+    has_groups: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     def work(name: Annotated[str, typer.Argument()]) -> None:
         new_console().print(f"done {name}")
         raise UserError("not enough memory")
 
+    app = new_app()
+    app.command()(can_be_quiet(takes_option_groups(work) if has_groups else work))
     assert run_command(app, ["x", "--quiet"]) == 2
     assert capsys.readouterr() == ("", "error: not enough memory\n")
     assert run_command(app, ["x"]) == 2

@@ -150,7 +150,7 @@ def all_results(rank: int, world: int) -> dict[str, dict[str, Tensor]]:
     return {name: results_of(case, rank, world) for name, case in CASES.items()}
 
 
-@pytest.fixture(scope="module", params=sorted(SLICES))
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.long), 3])
 def on_each_rank(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, dict[str, Tensor]]]:

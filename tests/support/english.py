@@ -22,9 +22,8 @@ PARTS = (
 PAGES = ("*.md", "store/FORMAT.md", "docs/**/*.md")
 # Parts and pages in which the rules marked "everywhere else" have violations.
 UNREVISED = ("store", "report", "benchmarks")
-UNREVISED_PAGES = (
-    *(f"docs/development/{name}.md" for name in ("benchmarks", "performance", "results", "scale")),
-    "docs/explanation/results.md",
+UNREVISED_PAGES = tuple(
+    f"docs/development/{name}.md" for name in ("performance", "results", "scale")
 )
 # A function's docstring begins with a verb, and a property's with a noun: not with these.
 OPENINGS = {

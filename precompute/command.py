@@ -24,7 +24,7 @@ from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.networks.archs import stem_hint
 from teach_once.nets.networks.names import check_arch
 from teach_once.precompute.compute.reuse import format_dataset_change, opened_to_carry
-from teach_once.precompute.compute.setup import Setup, at_hand, described
+from teach_once.precompute.compute.setup import Setup, describe_setup, require_weights
 from teach_once.precompute.job import JobOptions, WorkerOptions, job_of, share_of
 from teach_once.precompute.pending import (
     checks_every_byte,
@@ -179,7 +179,7 @@ def _fill_cache(name: str, changes: list[str], request: CacheRequest, console: C
         measured = format_measured(cache, setup.config)
         console.print(f"{cache.path} is complete: nothing to do. {measured}")
         return
-    caches, setup = request.storage.caches, at_hand(setup)
+    caches, setup = request.storage.caches, require_weights(setup)
     if (old := opened_to_carry(request.reuse_from, setup)) is None and (
         change := format_dataset_change(setup, caches, [name, *changes])
     ):
@@ -264,13 +264,13 @@ def _described(
     caches, full_check = request.storage.caches, request.full_check
     if full_check:
         forget_listings(spool_folder(caches, request.spool))
-    setup = described(name, overrides, caches, request.spool)
+    setup = describe_setup(name, overrides, caches, request.spool)
     if not knows_weights(setup.identity):
         cache, problem = without_weights(setup, caches)
         if cache is not None:
             return setup, cache
         console.print(f"{setup.config.teacher.weights} is needed: {problem}")
-        setup = at_hand(setup)
+        setup = require_weights(setup)
     return setup, if_complete(setup, full_check, console)
 
 

@@ -26,7 +26,7 @@ from teach_once.precompute.run_pass import (
     TRIAL_RECORDS,
     check_disk_space,
     naming_changed_files,
-    opened,
+    open_filled,
     without_carried,
 )
 from teach_once.runtime.command.progress import Progress
@@ -109,7 +109,7 @@ class ClusterFill:
                 writer.remove_asides()
             for folder in writer.unused_spool_folders():
                 remove_spools(folder)
-        return opened(setup)
+        return open_filled(setup)
 
     def _planned(self, content: CacheContent) -> Plan:
         device = self._cluster.format_workers()

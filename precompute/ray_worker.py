@@ -18,7 +18,7 @@ from rich.console import Console
 from teach_once.configs.commands import cache_command
 from teach_once.configs.schema import TeacherConfig
 from teach_once.precompute.compute.blocks import run_blocks
-from teach_once.precompute.compute.setup import at_hand, setup_of
+from teach_once.precompute.compute.setup import require_weights, setup_of
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.precompute.compute.trial import fastest_batch, pass_rate
 from teach_once.precompute.run_pass import measured, naming_changed_files
@@ -123,7 +123,7 @@ def _build_pass(recipe: PassRecipe) -> TeacherPass:
     kept_in = spool_folder(recipe.caches, recipe.spool)
     use_mirror(recipe.mirror)
     dataset = load_dataset(recipe.config.dataset, kept_in)
-    setup = at_hand(setup_of(recipe.config, dataset, recipe.caches))
+    setup = require_weights(setup_of(recipe.config, dataset, recipe.caches))
     if setup.identity != recipe.identity:
         raise ClusterError(
             f"this node would compute another cache, {setup.path.name}: its images or weights "

@@ -87,7 +87,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         writer.finish(measured(teacher_pass, images_per_second or last, console))
         for folder in writer.unused_spool_folders():
             remove_spools(folder)
-    return opened(setup)
+    return open_filled(setup)
 
 
 def _run_pending(
@@ -108,7 +108,7 @@ def measured(
     teacher_pass: TeacherPass, images_per_second: float, console: Console
 ) -> dict[str, float]:
     """Measure the teacher's errors; adds the pass's rate and the certificate of reduced taps."""
-    cache = opened(teacher_pass.setup)
+    cache = open_filled(teacher_pass.setup)
     has_logits = "correct" in cache.taps
     return {
         **teacher_pass.test_errors(),
@@ -119,7 +119,7 @@ def measured(
     }
 
 
-def opened(setup: Setup) -> TeacherCache:
+def open_filled(setup: Setup) -> TeacherCache:
     """Open the requested views and taps of the cache."""
     views = setup.config.views.num_views
     return TeacherCache.open(setup.path, num_views=views, taps=setup.tap_names)

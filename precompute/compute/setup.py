@@ -101,10 +101,12 @@ def prepare(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path =
     caches_dir: a folder or a URL. spool: local folder of a pass to a URL. Raises ConfigError,
     DatasetError, TapError, and ArchError (also for missing weights).
     """
-    return at_hand(described(name, overrides, caches_dir, spool))
+    return require_weights(describe_setup(name, overrides, caches_dir, spool))
 
 
-def described(name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL) -> Setup:
+def describe_setup(
+    name: str, overrides: Sequence[str], caches_dir: Path, spool: Path = SPOOL
+) -> Setup:
     """Build the setup without requiring the weights file; its identity may be partly unknown."""
     config = load_teacher(name, overrides)
     check_data_exists(config)
@@ -122,7 +124,7 @@ def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup
     return Setup(config, dataset, stages, identity, path)
 
 
-def at_hand(setup: Setup) -> Setup:
+def require_weights(setup: Setup) -> Setup:
     """Return the setup with its weights file, downloaded if possible.
 
     Raises ArchError if it is missing.

@@ -103,7 +103,7 @@ def test_a_cache_of_embeddings_alone_is_made_verified_and_trained_from(
             capsys.readouterr().out.split()
         )
     assert teach_once.precompute.verify.cli(arguments) == 0
-    assert "sound:" in capsys.readouterr().out
+    assert "valid:" in capsys.readouterr().out
     study = make_study(ONLY, METHODS)
     assert set(study.cache.taps) == {"embedding"}
     assert study.cache.taps["embedding"].shape == (64,)
@@ -230,7 +230,7 @@ def test_the_pass_refuses_to_recalibrate_what_has_no_batch_norm(
         "teacher.arch=python:tests.support.own_network:make", "teacher.bn=recalibrated", *ONLY
     )
     with pytest.raises(
-        ValueError, match=r"own_network:make has no batch norm\n  fix: teacher\.bn=eval"
+        ValueError, match=r"own_network:make has no batch norm\n  fix: set teacher\.bn=eval"
     ):
         fill_cache(setup_of(config, tmp_path), PassOptions(CPU), Console(file=io.StringIO()))
 

@@ -202,7 +202,7 @@ def test_options_are_checked_against_the_signature() -> None:
         check_options("methods.x.0", by_full_name)
     with pytest.raises(TrainError, match=r"methods\.x\.0: .* has no option 'margn'"):
         check("needs_margin", margn=2.0)
-    with pytest.raises(TrainError, match=r"no default for 'margin'\n  fix: methods\.x\.0\.options"):
+    with pytest.raises(TrainError, match=r"no default for 'margin'\n  fix: set methods\.x\.0"):
         check("needs_margin")
 
 

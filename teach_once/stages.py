@@ -18,6 +18,7 @@ from rich.console import Console
 from teach_once.configs.load import load_teacher
 from teach_once.precompute.command import CacheRequest, fill_caches
 from teach_once.precompute.job import JobOptions, WorkerOptions
+from teach_once.runtime.command.help import RUN
 from teach_once.runtime.command.options import CacheStorage, Compute
 from teach_once.runtime.command.program import PROJECT
 from teach_once.runtime.errors import UserError
@@ -37,7 +38,9 @@ Stages = dict[Stage, Callable[[], None]]
 class TeacherOptions(WorkerOptions):
     """Options for building teachers, and the number of processes or workers."""
 
-    full_check: Annotated[bool, typer.Option(help="check every byte of a large cache too")] = False
+    full_check: Annotated[
+        bool, typer.Option(help="check every byte of a large cache too", rich_help_panel=RUN)
+    ] = False
     train_teacher: TrainTeacher = False
     nproc: Annotated[
         int,

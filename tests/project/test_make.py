@@ -62,6 +62,7 @@ def test_make_env_installs_the_project_so_that_timm_can_be_imported(tmp_path: Pa
 SWITCHES = {
     "FULL_CHECK": "--full-check",
     "TRAIN_TEACHER": "--train-teacher",
+    "QUIET": "--quiet --full-check",  # pip has a --quiet too
     "RETRAIN": "--retrain",
     "SHARED_LOADING": "--shared-loading",
 }

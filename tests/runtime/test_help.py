@@ -104,6 +104,11 @@ def test_command_line_with_a_mistake_is_refused_with_the_help_command(
     assert err.endswith("--help\n")
 
 
+def test_did_you_mean_of_options_does_not_count_their_dashes() -> None:
+    assert did_you_mean("--kd", ["--cd"]) == ""  # alike in three letters of four with the dashes
+    assert did_you_mean("--job", ["--jobs", "--seed"]) == "; did you mean '--jobs'?"
+
+
 @pytest.mark.parametrize("has_groups", [False, True])
 def test_quiet_command_prints_errors_only(
     has_groups: bool, capsys: pytest.CaptureFixture[str]

@@ -76,7 +76,7 @@ def test_a_lone_last_sample_that_batch_norm_cannot_take_is_refused_before_traini
 ) -> None:
     study = make_study(student=[*ONE_PIXEL, *LONE])
     epochs: list[EpochResult] = []
-    told = r"training\.batch_size is 59, .*a single sample of 60.*\n  fix: training\.batch_size=60"
+    told = r"batch_size is 59, .*a single sample of 60.*\n  fix: set training\.batch_size=60"
     with pytest.raises(TrainError, match=told):
         train_student(study.run(method, 0), device="cpu", on_epoch=epochs.append)
     assert epochs == []
@@ -101,5 +101,5 @@ def test_a_lone_last_sample_is_refused_for_teachers_too(
         "training.max_per_class=6",
         "training.epochs=2",
     )
-    with pytest.raises(TrainError, match=r"\n  fix: training\.batch_size=60"):
+    with pytest.raises(TrainError, match=r"\n  fix: set training\.batch_size=60"):
         train_teacher(config, Compute("cpu"), Recording(console=console))

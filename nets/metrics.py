@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class ErrorRates:
-    """Top-1 and top-5 error in percent.
-
-    num_classes: number of classes; with five or fewer, top5 is always zero.
-    """
-
-    top1: float
-    top5: float
-    num_classes: int = 1000
+from teach_once.runtime.metrics import TOP1_ERROR, TOP5_ERROR
 
 
 class ErrorCount:
@@ -35,8 +24,10 @@ class ErrorCount:
         self._right.append(torch.stack([ranked[:, 0].sum(), ranked.sum()]))
         self._total, self._num_classes = self._total + len(labels), logits.shape[1]
 
-    def rates(self, summed: Callable[[Tensor], Tensor] = lambda counts: counts) -> ErrorRates:
-        """Return the error rates of all batches.
+    def rates(self, summed: Callable[[Tensor], Tensor] = lambda counts: counts) -> dict[str, float]:
+        """Return the errors (%) of all batches by metric name.
+
+        With five classes or fewer there is no top-5 error: it would always be zero.
 
         summed: sums the (3,) int64 counts over processes; by default there is one process.
         """
@@ -46,16 +37,17 @@ class ErrorCount:
             counts[:2] = torch.stack(self._right).sum(dim=0)
         counts[2] = self._total
         top1, top5, total = summed(counts).tolist()
-        return ErrorRates(
-            100.0 * (total - top1) / total, 100.0 * (total - top5) / total, self._num_classes
-        )
+        errors = {TOP1_ERROR.name: 100.0 * (total - top1) / total}
+        if self._num_classes > 5:
+            errors[TOP5_ERROR.name] = 100.0 * (total - top5) / total
+        return errors
 
 
 @torch.no_grad()
-def count_errors(batches: Iterable[tuple[Tensor, Tensor]]) -> ErrorRates:
-    """Return the error rates over batches of (logits (B, K), labels (B,)) on one device.
+def count_errors(batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """Return the errors over batches of (logits (B, K), labels (B,)) on one device, as `rates`.
 
-    The device is synchronized once, at the end. With fewer than five classes, top-5 uses them all.
+    The device is synchronized once, at the end.
     """
     count = ErrorCount()
     for logits, labels in batches:

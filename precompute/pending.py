@@ -114,8 +114,9 @@ def format_measured(cache: TeacherCache, config: TeacherConfig) -> str:
         return "The teacher's errors were not measured."
     if "test_top1_error" not in measured:
         return f"The teacher has no logits, so no error was measured.{_certificate(cache)}"
-    has_top5 = len(cache.class_names) > 5 and "test_top5_error" in measured
-    top5 = f", {measured['test_top5_error']:.2f} % top-5" if has_top5 else ""
+    top5 = ""
+    if "test_top5_error" in measured:
+        top5 = f", {measured['test_top5_error']:.2f} % top-5"
     agreement = measured.get("train_agreement")
     right = "" if agreement is None else f"; right on {100 * agreement:.2f} % of the cached views"
     return (

@@ -189,8 +189,8 @@ def _result(run: FoundRun, row: str) -> Result:
         seed=run.seed,
         student=summary["student"],
         model=summary.get("model", ""),
-        last=Errors(last["top1_error"], last["top5_error"]),
-        best=Errors(best["top1_error"], best["top5_error"]),
+        last=_errors(last),
+        best=_errors(best["metrics"]),
         best_epoch=best["epoch"],
         chosen_on=best["chosen_on"],
         epochs=summary["epochs"],
@@ -206,7 +206,7 @@ def _result(run: FoundRun, row: str) -> Result:
         device=summary["device"],
         versions=summary["versions"],
         curve=tuple(_curve(epochs)),
-        last_validation=epochs[-1]["validation_top1_error"] if epochs else None,
+        last_validation=_top1(epochs[-1]["validation"]) if epochs else None,
     )
 
 
@@ -232,4 +232,12 @@ def _curve(epochs: Iterable[Mapping[str, Any]]) -> Iterable[Point]:
     seconds = 0.0
     for epoch in epochs:
         seconds += epoch["train_seconds"] + epoch["wait_seconds"]
-        yield Point(epoch["epoch"], seconds, epoch["top1_error"])
+        yield Point(epoch["epoch"], seconds, _top1(epoch["test"]))
+
+
+def _errors(values: Mapping[str, float]) -> Errors:
+    return Errors(values["top1_error"], values.get("top5_error", 0.0))
+
+
+def _top1(values: Mapping[str, float] | None) -> float | None:
+    return None if values is None else values.get("top1_error")

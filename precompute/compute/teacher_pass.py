@@ -199,11 +199,11 @@ class TeacherPass:
         )
         batches = test.batches([0], np.arange(len(test)), self.batch_size)
         logits = [Tap("logits")]
-        errors = count_errors(
+        metrics = count_errors(
             (self.teacher.outputs(batch.inputs, batch.labels, logits)["logits"], batch.labels)
             for batch in batches
         )
-        return {"test_top1_error": errors.top1, "test_top5_error": errors.top5}
+        return {f"test_{name}": value for name, value in metrics.items()}
 
     def content(self) -> CacheContent:
         """Return the content of the new cache."""

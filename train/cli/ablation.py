@@ -21,6 +21,7 @@ from teach_once.runtime.command.program import portable_program, program
 from teach_once.runtime.command.ray import Cluster
 from teach_once.runtime.formats import format_table
 from teach_once.runtime.machine.resources import num_ranks
+from teach_once.runtime.metrics import TOP1_ERROR, deciding_metric
 from teach_once.runtime.safe.text import visible
 from teach_once.train.cli.options import (
     CpusPerRun,
@@ -184,15 +185,17 @@ def finished_runs(study: Study) -> list[FoundRun]:
 
 
 def results_table(runs: Sequence[Run]) -> str:
-    """Return a table of the top-1 error by method and seed; "-" for runs without a result."""
+    """Return a table of the last epoch's metric by method and seed; "-" without a result."""
     methods = list(dict.fromkeys(run.method for run in runs))
     seeds = list(dict.fromkeys(run.seed for run in runs))
-    errors = {
-        (run.method, run.seed): f"{summary['last']['top1_error']:.2f}"
+    last = {
+        (run.method, run.seed): summary["last"]
         for run in runs
         if run.is_finished and (summary := run.summary)
     }
-    rows = [("top-1 error (%)", *(f"seed {seed}" for seed in seeds))]
+    metric = deciding_metric(next(iter(last.values()), {TOP1_ERROR.name: 0.0}))
+    errors = {key: metric.format_number(values[metric.name]) for key, values in last.items()}
+    rows = [(metric.title_with_unit, *(f"seed {seed}" for seed in seeds))]
     rows += [(method, *(errors.get((method, seed), "-") for seed in seeds)) for method in methods]
     return format_table(rows)
 

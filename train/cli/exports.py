@@ -18,6 +18,7 @@ from teach_once.runtime.command.options import (
     StudentName,
     takes_option_groups,
 )
+from teach_once.runtime.metrics import format_deciding
 from teach_once.train.cli.options import (
     Checkpoint,
     Method,
@@ -55,8 +56,9 @@ def export(
     for weights, card in zip(exported, cards, strict=True):
         new_console().print(
             f"{folder}/student{EMA if weights.endswith(EMA) else ''}.pt, .pt2 and .json: "
-            f"{card['model']}, epoch {card['epoch']}; reloaded, top-1 error "
-            f"{card['top1_error']:.2f} %, program {card['program_top1_error']:.2f} %"
+            f"{card['model']}, epoch {card['epoch']}; reloaded: "
+            f"{format_deciding(card['metrics'])}, program: "
+            f"{format_deciding(card['program_metrics'])}"
         )
 
 
@@ -72,8 +74,8 @@ def verify(
         raise TrainError(f"{error.filename} is missing", fix="export the student again") from None
     for card in cards:
         new_console().print(
-            f"{folder} is valid: {card['model']}, epoch {card['epoch']}, test error "
-            f"{card['top1_error']:.2f} % top-1"
+            f"{folder} is valid: {card['model']}, epoch {card['epoch']}, "
+            f"{format_deciding(card['metrics'])} on the test images"
         )
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from teach_once.nets.metrics import ErrorRates
+from teach_once.runtime.metrics import Values
 
 
 class Tested(NamedTuple):
-    """Errors on the test and validation splits; None if not evaluated or without such a split."""
+    """Metrics on the test and validation splits; None if not evaluated or without such a split."""
 
-    errors: ErrorRates | None
-    validation: ErrorRates | None
+    test: Values | None
+    validation: Values | None
 
     @property
-    def deciding(self) -> ErrorRates | None:
-        """The errors by which the best epoch is chosen."""
-        return self.errors if self.validation is None else self.validation
+    def deciding(self) -> Values | None:
+        """The metrics by which the best epoch is chosen."""
+        return self.test if self.validation is None else self.validation
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class EpochResult:
     loss: float
     losses: dict[str, float]
     weights: dict[str, float]
-    errors: ErrorRates | None  # on the test split; None in epochs without evaluation
-    validation: ErrorRates | None
+    tested: Tested
     average: Tested | None  # of the averaged weights, if the recipe has them
     learning_rate: float
     num_samples: int
@@ -53,22 +52,13 @@ class EpochResult:
             "loss": self.loss,
             "losses": self.losses,
             "weights": self.weights,
-            "top1_error": self.errors and self.errors.top1,
-            "top5_error": self.errors and self.errors.top5,
-            "validation_top1_error": self.validation and self.validation.top1,
-            **_average_metrics(self.average),
+            **_by_split("", self.tested),
+            **(_by_split("ema_", self.average) if self.average else {}),
             "learning_rate": self.learning_rate,
             "train_seconds": self.train_seconds,
             "wait_seconds": self.wait_seconds,
         }
 
 
-def _average_metrics(average: Tested | None) -> dict[str, Any]:
-    if average is None:
-        return {}
-    errors, validation = average
-    return {
-        "ema_top1_error": errors and errors.top1,
-        "ema_top5_error": errors and errors.top5,
-        "ema_validation_top1_error": validation and validation.top1,
-    }
+def _by_split(prefix: str, tested: Tested) -> dict[str, Any]:
+    return {f"{prefix}{split}": values for split, values in tested._asdict().items()}

@@ -1,4 +1,4 @@
-"""Measure the error of a network on a split, at once or batch by batch between other work."""
+"""Measure the metrics of a network on a split, at once or batch by batch between other work."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from teach_once.nets.metrics import ErrorCount, ErrorRates
+from teach_once.nets.metrics import ErrorCount
 from teach_once.nets.networks.precision import autocast
 from teach_once.runtime.command.run_to_end import last_of
 from teach_once.train.engine.ranks import ALONE, Ranks
@@ -21,8 +21,8 @@ _BATCH_VALUES = 4 * 2**20  # input values per batch: larger images are in smalle
 
 def evaluate(
     network: nn.Module, pixels: Pixels, precision: str, device: torch.device
-) -> ErrorRates:
-    """Measure the errors of the network in evaluation mode, over view 0 of all samples."""
+) -> dict[str, float]:
+    """Measure the network in evaluation mode, over view 0 of all samples: {metric: value}."""
     return last_of(evaluate_batches(network, pixels, precision, device))
 
 
@@ -32,8 +32,8 @@ def evaluate_batches(
     precision: str,
     device: torch.device,
     ranks: Ranks = ALONE,
-) -> Generator[None, None, ErrorRates]:
-    """Measure errors as `evaluate` does, one batch per step of the generator.
+) -> Generator[None, None, dict[str, float]]:
+    """Measure as `evaluate` does, one batch per step of the generator.
 
     Other work may be done between two batches. ranks: each rank counts the errors of a slice.
     """

@@ -31,11 +31,10 @@ from teach_once.train.runs.files import (
     BEST_NAMES,
     METRICS_FILE,
     Count,
-    Percent,
     Seconds,
     Sha256,
     best_of,
-    deciding_error,
+    deciding_value,
     prefix_of,
 )
 
@@ -57,15 +56,13 @@ class Partial:
 
 @dataclass(frozen=True)
 class BestEpoch:
-    """The epoch with the lowest `deciding` error (validation, else test), and its test errors.
+    """The best epoch, and the value of the metric that chose it (on validation, else on test).
 
     weights_sha256: sha256 of its weights file.
     """
 
     epoch: int
     deciding: float
-    top1: float
-    top5: float
     weights_sha256: str
 
 
@@ -90,7 +87,7 @@ class _Partial(BaseModel):
     train_seconds: Seconds
 
 
-_Best = tuple[Count, Percent, Percent, Percent]
+_Best = tuple[Count, float]
 
 
 class _Checkpoint(BaseModel):
@@ -121,10 +118,7 @@ def build_checkpoint(
         "seconds": progress.seconds,
         "threads": torch.get_num_threads(),
         "best": None,
-        **{
-            name: [best.epoch, best.deciding, best.top1, best.top5]
-            for name, best in progress.best.items()
-        },
+        **{name: [best.epoch, best.deciding] for name, best in progress.best.items()},
         "best_sha256": {name: best.weights_sha256 for name, best in progress.best.items()},
         "partial": dataclasses.asdict(progress.partial) if progress.partial else None,
         **train_state.state_dict(),
@@ -194,12 +188,7 @@ def check_metrics(
         prefix, best = prefix_of(name), progress.best.get(name)
         found = best_of(epochs, prefix)
         expected = found and _best(
-            [
-                found["epoch"],
-                deciding_error(found, prefix),
-                found[f"{prefix}top1_error"],
-                found[f"{prefix}top5_error"],
-            ],
+            [found["epoch"], deciding_value(found, prefix)],
             best.weights_sha256 if best else "",
         )
         if best != expected:
@@ -213,8 +202,8 @@ def check_metrics(
 
 
 def _best(found: Sequence[Any], weights_sha256: str) -> BestEpoch:
-    epoch, deciding, top1, top5 = found
-    return BestEpoch(epoch, float(deciding), float(top1), float(top5), weights_sha256)
+    epoch, deciding = found
+    return BestEpoch(epoch, float(deciding), weights_sha256)
 
 
 def _with_tuples(state: dict[str, Any]) -> dict[str, Any]:

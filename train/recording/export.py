@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from teach_once.configs.commands import student_command
 from teach_once.configs.schema import as_plain
-from teach_once.nets.metrics import ErrorRates, count_errors
+from teach_once.nets.metrics import count_errors
 from teach_once.nets.networks.archs import may_have_stem
 from teach_once.nets.student import build_student, is_pair, thinner
 from teach_once.nets.weights.files import load_weights
@@ -97,15 +97,14 @@ def _exported(run: Run, which: Which, weights: Path, folder: Path, device: str) 
     test = evaluation_pixels(
         study.dataset.test, study.teacher.views, study.teacher.dataset.normalization, picked
     )
-    errors = evaluate(network, test, run.training.precision, picked)
+    metrics = evaluate(network, test, run.training.precision, picked)
     plain = network.cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     program = _written_program(plain, test, program_file)
     card = {
         **_origin(run, which),
         "input_shape": [test.shape[2], test.shape[0], test.shape[1]],
-        "top1_error": errors.top1,  # measured again, on this device
-        "top5_error": errors.top5,
-        "program_top1_error": _errors_of(program, test).top1,  # in float32
+        "metrics": metrics,  # measured again, on this device
+        "program_metrics": _measure_program(program, test),  # in float32
         "files_sha256": {each.name: file_sha256(each) for each in (plain_file, program_file)},
     }
     file.with_suffix(".json").write_bytes(card_document(card))
@@ -176,7 +175,7 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
         "seed": run.seed,
         "run_sha256": run.sha256,
         "epoch": summary[which].get("epoch", summary["epochs"]),
-        "reported_top1_error": summary[which]["top1_error"],
+        "reported_metrics": summary[which].get("metrics", summary[which]),
         "cache": summary["cache"],
         "cache_sha256": summary["cache_sha256"],
     }
@@ -226,7 +225,7 @@ def _compare(program: nn.Module, network: nn.Module, test: Pixels) -> None:
         )
 
 
-def _errors_of(program: nn.Module, test: Pixels) -> ErrorRates:
+def _measure_program(program: nn.Module, test: Pixels) -> dict[str, float]:
     def outputs() -> list[tuple[Tensor, Tensor]]:
         every = np.arange(len(test))
         return [

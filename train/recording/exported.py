@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from teach_once.runtime.safe.safe_read import BadFile, parse_json, read_bounded
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.identity import file_sha256, identity_sha256
-from teach_once.train.runs.files import EMA, Percent, Sha256, Text
+from teach_once.train.runs.files import EMA, Metrics, Sha256, Text
 
 STEMS = ("student", f"student{EMA}")
 NAMES = [f"{stem}.{end}" for stem in STEMS for end in ("pt", "pt2", "json")]
@@ -31,9 +31,8 @@ class _Card(BaseModel):
     model: Text
     epoch: Annotated[int, Field(ge=1, le=2**31 - 1)]
     classes: list[str]
-    top1_error: Percent
-    top5_error: Percent
-    program_top1_error: Percent
+    metrics: Metrics
+    program_metrics: Metrics
     files_sha256: dict[str, Sha256]
     content_sha256: Sha256
 

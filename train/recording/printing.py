@@ -10,6 +10,7 @@ from rich.console import Console
 
 from teach_once.configs.schema import LossTerm
 from teach_once.runtime.formats import format_rate
+from teach_once.runtime.metrics import deciding_metric, format_values
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.recording.recorder import Recorder
 from teach_once.train.schedule import weight_at
@@ -85,9 +86,9 @@ def _parts_text(result: EpochResult) -> str:
 
 
 def _test_text(result: EpochResult) -> str:
-    if (errors := result.errors) is None:
+    if (values := result.tested.test) is None:
         return "not tested" + " " * 34
-    top5 = f" {errors.top5:6.2f} % top-5" if errors.num_classes > 5 else ""
-    average = result.average.errors if result.average else None
-    averaged = f", averaged weights {average.top1:.2f} %" if average else ""
-    return f"test error {errors.top1:6.2f} % top-1{top5}{averaged}"
+    metric = deciding_metric(values)
+    average = result.average.test if result.average else None
+    averaged = f", averaged weights {metric.format(average[metric.name])}" if average else ""
+    return f"{format_values(values)}{averaged}"

@@ -25,6 +25,7 @@ from typing import Any
 from torch import nn
 
 from teach_once.nets.weights.files import write_tensors
+from teach_once.runtime.metrics import deciding_metric
 from teach_once.runtime.safe.confined import (
     open_to_append,
     opened_folder,
@@ -109,17 +110,19 @@ class RunWriter:
         """Append the epoch to the metrics and save a checkpoint."""
         self._count_seconds()
         self._append_metrics(result)
-        self._keep_best("best", result.epoch, Tested(result.errors, result.validation))
+        self._keep_best("best", result.epoch, result.tested)
         if result.average is not None:
             self._keep_best(f"best{EMA}", result.epoch, result.average)
         self._save_checkpoint(result.epoch, None)
         self._promote_best()
 
     def _keep_best(self, name: str, epoch: int, tested: Tested) -> None:
-        errors, deciding, best = tested.errors, tested.deciding, self.best.get(name)
-        if errors and deciding and (best is None or deciding.top1 < best.deciding):
+        if (values := tested.deciding) is None:
+            return
+        metric, best = deciding_metric(values), self.best.get(name)
+        if best is None or metric.is_better(values[metric.name], best.deciding):
             sha256 = self._write_tensors(f"{name}{_NEXT}", self._networks[name].state_dict())
-            self.best[name] = BestEpoch(epoch, deciding.top1, errors.top1, errors.top5, sha256)
+            self.best[name] = BestEpoch(epoch, values[metric.name], sha256)
 
     @property
     def _networks(self) -> dict[str, nn.Module]:

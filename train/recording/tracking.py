@@ -66,12 +66,9 @@ def epoch_scalars(result: EpochResult) -> dict[str, float]:
     figures = {"loss/total": result.loss, "learning_rate": result.learning_rate}
     figures |= {f"loss/{name}": value for name, value in result.losses.items()}
     figures |= {f"weight/{name}": value for name, value in result.weights.items()}
-    averaged = result.average.errors if result.average else None
-    for prefix, errors in (("", result.errors), ("ema_", averaged)):
-        if errors is not None:
-            figures |= {f"error/{prefix}top1": errors.top1, f"error/{prefix}top5": errors.top5}
-    if result.validation is not None:
-        figures["error/validation_top1"] = result.validation.top1
+    for prefix, tested in (("", result.tested), ("ema_", result.average)):
+        for split, values in tested._asdict().items() if tested else ():
+            figures |= {f"{prefix}{split}/{name}": v for name, v in (values or {}).items()}
     return figures
 
 

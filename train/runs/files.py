@@ -15,8 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from teach_once.runtime.metrics import Values, check_values, deciding_metric
 from teach_once.runtime.safe.safe_read import BadFile, open_regular, parse_json, read_bounded
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.identity import canonical_json, identity_sha256
@@ -31,20 +32,26 @@ def prefix_of(name: str) -> str:
 
 
 def best_of(metrics: Sequence[Mapping[str, Any]], prefix: str = "") -> Mapping[str, Any] | None:
-    """Return the epoch with the lowest deciding error (first on ties); None if untested."""
-    tested = [epoch for epoch in metrics if deciding_error(epoch, prefix) is not None]
-    return min(tested, key=lambda epoch: deciding_error(epoch, prefix) or 0.0, default=None)
+    """Return the best epoch by its deciding metric (first on ties); None if untested."""
+    best: Mapping[str, Any] | None = None
+    for epoch in metrics:
+        if (value := deciding_value(epoch, prefix)) is None:
+            continue
+        metric = deciding_metric(_deciding_values(epoch, prefix))
+        if best is None or metric.is_better(value, deciding_value(best, prefix) or 0.0):
+            best = epoch
+    return best
 
 
-def deciding_error(epoch: Mapping[str, Any], prefix: str = "") -> float | None:
-    """Return the top-1 error that selects the best epoch: validation, else test; or None."""
-    top1, top5, validation = (
-        epoch.get(f"{prefix}{name}")
-        for name in ("top1_error", "top5_error", "validation_top1_error")
-    )
-    if top1 is None or top5 is None:
+def deciding_value(epoch: Mapping[str, Any], prefix: str = "") -> float | None:
+    """Return the value that selects the best epoch, of validation, else of test; or None."""
+    if not (values := _deciding_values(epoch, prefix)):
         return None
-    return float(top1 if validation is None else validation)
+    return values[deciding_metric(values).name]
+
+
+def _deciding_values(epoch: Mapping[str, Any], prefix: str) -> Values:
+    return epoch.get(f"{prefix}validation") or epoch.get(f"{prefix}test") or {}
 
 
 def figures_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -54,18 +61,14 @@ def figures_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for kind in ("", EMA):
         prefix = prefix_of(kind)
         if (best := best_of(metrics, prefix)) is not None:
-            chosen_on = "test" if last[f"{prefix}validation_top1_error"] is None else "validation"
-            figures[f"last{kind}"] = _errors_of(last, prefix)
+            chosen_on = "test" if last[f"{prefix}validation"] is None else "validation"
+            figures[f"last{kind}"] = last[f"{prefix}test"]
             figures[f"best{kind}"] = {
                 "epoch": best["epoch"],
                 "chosen_on": chosen_on,
-                **_errors_of(best, prefix),
+                "metrics": best[f"{prefix}test"],
             }
     return figures
-
-
-def _errors_of(epoch: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    return {name: epoch[f"{prefix}{name}"] for name in ("top1_error", "top5_error")}
 
 
 RUN_FILE = "run.json"
@@ -80,7 +83,7 @@ _LINE_DIGITS = 16  # digits of a sha256
 
 Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
-Percent = Annotated[float, Field(ge=0, le=100)]
+Metrics = Annotated[dict[str, float], AfterValidator(check_values)]
 Seconds = Annotated[float, Field(ge=0, le=1e11)]
 Text = Annotated[str, Field(max_length=1000)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -134,12 +137,10 @@ class _Epoch(_Document):
     loss: float
     losses: dict[Text, float]
     weights: dict[Text, float]
-    top1_error: Percent | None
-    top5_error: Percent | None
-    validation_top1_error: Percent | None
-    ema_top1_error: Percent | None = None  # of averaged weights, if the recipe has them
-    ema_top5_error: Percent | None = None
-    ema_validation_top1_error: Percent | None = None
+    test: Metrics | None
+    validation: Metrics | None
+    ema_test: Metrics | None = None  # of averaged weights, if the recipe has them
+    ema_validation: Metrics | None = None
     learning_rate: Annotated[float, Field(ge=0)]
     train_seconds: Seconds
     wait_seconds: Seconds
@@ -215,22 +216,18 @@ def _line_check(epoch: Mapping[str, Any], run_sha256: str) -> str:
 # ---- summary.json
 
 
-class _Errors(_Document):
-    top1_error: Percent
-    top5_error: Percent
-
-
-class _Best(_Errors):
+class _Best(_Document):
     epoch: Annotated[int, Field(ge=1)]
     chosen_on: Literal["test", "validation"]
+    metrics: Metrics
 
 
 class _Summary(_Document):
     run_sha256: Sha256
     epochs: Annotated[int, Field(ge=1)]
-    last: _Errors
+    last: Metrics
     best: _Best
-    last_ema: _Errors | None = Field(default=None, alias="last-ema")
+    last_ema: Metrics | None = Field(default=None, alias="last-ema")
     best_ema: _Best | None = Field(default=None, alias="best-ema")
     files_sha256: dict[File, Sha256]
     seconds: Seconds
@@ -303,7 +300,7 @@ def _compare_figures(
     path: Path, summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
 ) -> None:
     """Raise BadFile unless a summary agrees with the metrics."""
-    if not metrics or deciding_error(metrics[-1]) is None:
+    if not metrics or deciding_value(metrics[-1]) is None:
         raise _bad(path, f"has results that {METRICS_FILE} next to it lacks")
     figures = figures_of(metrics)
     for name in ("epochs", "last", "best", f"last{EMA}", f"best{EMA}"):

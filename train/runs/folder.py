@@ -18,6 +18,7 @@ from rich.console import Console
 
 from teach_once.runtime.errors import Busy
 from teach_once.runtime.formats import format_age, format_table
+from teach_once.runtime.metrics import METRICS, format_deciding, format_values
 from teach_once.runtime.safe.locks import LOCK_FILE, Job, WriterLock
 from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.store.identity import (
@@ -42,6 +43,7 @@ _OF_METHOD_IN_STUDENT = "linear_connectors"
 # Suffixes of a run's folder name: `-live`, `-live-bn`.
 _OF_LABEL = (*OF_ONE_RUN, "teacher_outputs", "teacher_bn")
 _MOST = 6  # settings in a table cell
+_TEST = "test_"  # prefix of the teacher's metrics in a summary
 
 Identity = Mapping[str, Any]
 
@@ -237,14 +239,13 @@ def table_of(runs: Sequence[FoundRun], now: float) -> str:
     now: seconds, as from time.time.
     """
     settings = _distinctions(runs)
-    rows = [["run", "state", "top-1 error (%)", "size", "age", "differs in"]]
+    rows = [["run", "state", "last epoch", "size", "age", "differs in"]]
     for run in runs:
-        errors = run.summary["last"]["top1_error"] if run.summary else None
         rows.append(
             [
                 f"{run.folder.parent.name}/{run.folder.name}",
                 run.state,
-                "" if errors is None else f"{errors:.2f}",
+                format_values(run.summary["last"]) if run.summary else "",
                 f"{run.num_bytes / 1e6:,.1f} MB",
                 format_age(now - run.changed),
                 ", ".join(settings.get(run.folder, ())),
@@ -255,30 +256,32 @@ def table_of(runs: Sequence[FoundRun], now: float) -> str:
 
 def format_result(summary: Mapping[str, Any], folder: Path) -> str:
     """Format a finished run in a few lines: its errors, its time, its folder."""
-    has_top5 = summary.get("num_classes", 6) > 5  # otherwise every top-5 error is zero
     best = summary["best"]
-
-    def errors(of: Mapping[str, Any], prefix: str = "") -> str:
-        top5 = f", {of[f'{prefix}top5_error']:.2f} % top-5" if has_top5 else ""
-        return f"test error {of[f'{prefix}top1_error']:.2f} % top-1{top5}"
-
     lines = [
         f"{summary['method']}, seed {summary['seed']}: {summary['seconds']:.1f} s, in {folder}",
-        f"last epoch ({summary['epochs']}): {errors(summary['last'])}",
-        f"best epoch ({best['epoch']}, chosen on the {best['chosen_on']} set): {errors(best)}",
+        f"last epoch ({summary['epochs']}): {format_values(summary['last'])}",
+        f"best epoch ({best['epoch']}, chosen on the {best['chosen_on']} set): "
+        f"{format_values(best['metrics'])}",
     ]
-    if {"test_top1_error", "test_top5_error"} <= set(summary["teacher"]):
-        lines.append(f"teacher: {errors(summary['teacher'], 'test_')}")
+    if teacher := _of_teacher(summary):
+        lines.append(f"teacher: {format_values(teacher)}")
     return "\n  ".join(lines)
 
 
 def format_finished(summary: Mapping[str, Any], folder: Path) -> str:
     """Format a run with nothing left to do as a line with its top-1 errors."""
-    best, teacher = summary["best"], summary["teacher"].get("test_top1_error")
-    errors = f"Test error {summary['last']['top1_error']:.2f} % top-1"
-    others = [f"best epoch: test error {best['top1_error']:.2f} %"]
-    others += [f"teacher: test error {teacher:.2f} %"] if teacher is not None else []
-    return f"{folder} is finished: nothing to do. {errors} ({'; '.join(others)})."
+    others = [f"best epoch: {format_deciding(summary['best']['metrics'])}"]
+    if teacher := _of_teacher(summary):
+        others.append(f"teacher: {format_deciding(teacher)}")
+    last = format_deciding(summary["last"])
+    return f"{folder} is finished: nothing to do. Last epoch: {last} ({'; '.join(others)})."
+
+
+def _of_teacher(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return the teacher's test metrics, which the pass measured."""
+    measured = summary["teacher"]
+    found = {name: measured.get(f"{_TEST}{name}") for name in METRICS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def removable(runs: Sequence[FoundRun], *, superseded: bool = False) -> dict[Path, str]:
@@ -305,7 +308,7 @@ def removable(runs: Sequence[FoundRun], *, superseded: bool = False) -> dict[Pat
 def _format_later(run: FoundRun, later: FoundRun) -> str:
     """Describe the two runs: their errors, and how their settings differ."""
     pair = [run, later]
-    errors = [f"{each.summary['last']['top1_error']:.2f} %" for each in pair if each.summary]
+    errors = [format_deciding(each.summary["last"]) for each in pair if each.summary]
     own, _ = distinct_settings([(each.label, each.identity) for each in pair])
     return (
         f"finished with {errors[0]}, superseded by {later.folder.name} with {errors[1]}; "

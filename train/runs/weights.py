@@ -27,6 +27,7 @@ from teach_once.nets.weights.container import check_container, open_weights
 from teach_once.nets.weights.source import check_spelling, is_downloadable, weights_file
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.formats import counted
+from teach_once.runtime.metrics import format_deciding, format_values
 from teach_once.store.errors import CacheAmbiguous, CacheError
 from teach_once.store.identity import differences, file_sha256, identity_sha256, told
 from teach_once.store.inspect.find import find_cache
@@ -230,7 +231,7 @@ def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
     weights = config.teacher.weights
     if (existing := existing_weights(config)) is not None:
         last = existing.summary.get("last")
-        error = f" (test error {last['top1_error']:.2f} % top-1)" if last else ""
+        error = f" ({format_deciding(last)})" if last else ""
         there = f"{weights_file(weights)} exists{error}: nothing to do."
         return "\n  ".join([there, *existing.notes])
     if caches is not None and (cache := _cache_in_place_of(config, caches)) is not None:
@@ -276,10 +277,8 @@ def check_trainable(config: TeacherConfig) -> None:
 
 def format_record(record: Mapping[str, Any], weights: Path) -> str:
     """Format a finished training as a line."""
-    last = record["last"]
-    top5 = f", {last['top5_error']:.2f} % top-5" if record["num_classes"] > 5 else ""
     return (
-        f"{weights}: test error {last['top1_error']:.2f} % top-1{top5}, {record['seconds']:.0f} s "
+        f"{weights}: {format_values(record['last'])}, {record['seconds']:.0f} s "
         f"(metrics in {training_folder(weights)})"
     )
 

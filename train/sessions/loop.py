@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from teach_once.nets.metrics import ErrorRates
 from teach_once.runtime.command.run_to_end import OwnTime
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.train.engine.distributed import broadcast_buffers
@@ -135,7 +134,7 @@ class RunTraining:
 
 
 class _Epoch:
-    """One epoch of a run: its terms, its losses so far, its seconds and its errors."""
+    """One epoch of a run: its terms, its losses so far, its seconds and its metrics."""
 
     def __init__(
         self, context: TrainContext, number: int, partial: Partial | None, clock: OwnTime
@@ -189,8 +188,7 @@ class _Epoch:
             loss=_sample_mean(self._step_losses, self._context),
             losses={name: total / num_samples for name, total in self._losses.items()},
             weights={term.loss: term.weight for term in self._terms},
-            errors=self._tested.errors,
-            validation=self._tested.validation,
+            tested=self._tested,
             average=self._average,
             learning_rate=self._learning_rate,
             num_samples=num_samples,
@@ -202,18 +200,18 @@ class _Epoch:
 
 
 def _test(network: nn.Module, context: TrainContext, epoch: int) -> Generator[None, None, Tested]:
-    """Measure errors on the test and validation splits in epochs with evaluation; a generator."""
+    """Measure the network on both held-out splits, in epochs with evaluation; a generator."""
     training, train_state, data = context.run.training, context.train_state, context.data
     if epoch % training.eval_every and epoch != training.epochs:
         return Tested(None, None)
 
-    def errors_on(pixels: Pixels) -> Generator[None, None, ErrorRates]:
+    def metrics_on(pixels: Pixels) -> Generator[None, None, dict[str, float]]:
         return evaluate_batches(
             network, pixels, train_state.precision, train_state.device, train_state.ranks
         )
 
-    errors = yield from errors_on(data.test)
-    return Tested(errors, (yield from errors_on(data.validation)) if data.validation else None)
+    test = yield from metrics_on(data.test)
+    return Tested(test, (yield from metrics_on(data.validation)) if data.validation else None)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from teach_once.runtime.command.options import Compute
 from teach_once.runtime.command.ray import Cluster
+from teach_once.runtime.metrics import format_deciding
 from teach_once.train.outputs.shuffle_buffer import jobs_that_fit
 from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import Run, Study, held_together
@@ -112,4 +113,4 @@ def _format_result(run: Run, failure: str) -> str:
     summary = run.summary
     if summary is None:
         return f"{start}  FAILED: {_LOST}"
-    return f"{start}  top-1 error {summary['last']['top1_error']:6.2f} %"
+    return f"{start}  {format_deciding(summary['last'])}"

@@ -179,7 +179,9 @@ def test_make_train_student_does_everything_once(trained_checkout: Trained) -> N
     project, first = trained_checkout
     assert first.returncode == 0, first.stderr
     assert "cache    to build: 200 samples x 9 views" in first.stdout
-    assert re.search(r"^cd\+gkd\+edt, seed 0: .*\n  last epoch .* % top-1", first.stdout, re.M)
+    assert re.search(
+        r"^cd\+gkd\+edt, seed 0: .*\n  last epoch .* top-1 error .* %", first.stdout, re.M
+    )
     second = make("train-student", QUICK_ARGS, cwd=project)
     assert second.returncode == 0
     assert second.stdout.count("nothing to do") == 3
@@ -263,7 +265,7 @@ def test_several_processes_of_this_machine_train_the_teacher_fill_its_cache_and_
     result = make("train-student", *asked, cwd=checkout)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("in each of 2 processes") == 2  # teacher and student
-    assert re.search(r"^kd, seed 0: .*\n  last epoch .* % top-1", result.stdout, re.M)
+    assert re.search(r"^kd, seed 0: .*\n  last epoch .* top-1 error .* %", result.stdout, re.M)
 
 
 def test_make_hands_every_tracker_on() -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from teach_once.runtime.metrics import Values
 
 
-class Tested(NamedTuple):
+class SplitMetrics(NamedTuple):
     """Metrics on the test and validation splits; None if not evaluated or without such a split."""
 
     test: Values | None
@@ -28,8 +28,8 @@ class EpochResult:
     loss: float
     losses: dict[str, float]
     weights: dict[str, float]
-    tested: Tested
-    average: Tested | None  # of the averaged weights, if the recipe has them
+    tested: SplitMetrics
+    average: SplitMetrics | None  # of the averaged weights, if the recipe has them
     learning_rate: float
     num_samples: int
     train_seconds: float  # the steps, with the teacher's outputs loaded
@@ -60,5 +60,5 @@ class EpochResult:
         }
 
 
-def _by_split(prefix: str, tested: Tested) -> dict[str, Any]:
+def _by_split(prefix: str, tested: SplitMetrics) -> dict[str, Any]:
     return {f"{prefix}{split}": values for split, values in tested._asdict().items()}

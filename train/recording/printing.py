@@ -91,4 +91,4 @@ def _test_text(result: EpochResult) -> str:
     metric = deciding_metric(values)
     average = result.average.test if result.average else None
     averaged = f", averaged weights {metric.format(average[metric.name])}" if average else ""
-    return f"{format_values(values)}{averaged}"
+    return f"test {format_values(values)}{averaged}"

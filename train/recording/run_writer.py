@@ -36,7 +36,7 @@ from teach_once.runtime.safe.confined import (
 )
 from teach_once.runtime.safe.locks import Job, WriterLock
 from teach_once.store.identity import file_sha256, identity_sha256
-from teach_once.train.engine.epoch_result import EpochResult, Tested
+from teach_once.train.engine.epoch_result import EpochResult, SplitMetrics
 from teach_once.train.engine.step import AnyRun
 from teach_once.train.engine.train_state import TrainState
 from teach_once.train.recording.checkpoint import (
@@ -116,7 +116,7 @@ class RunWriter:
         self._save_checkpoint(result.epoch, None)
         self._promote_best()
 
-    def _keep_best(self, name: str, epoch: int, tested: Tested) -> None:
+    def _keep_best(self, name: str, epoch: int, tested: SplitMetrics) -> None:
         if (values := tested.deciding) is None:
             return
         metric, best = deciding_metric(values), self.best.get(name)

@@ -353,7 +353,8 @@ def _first_problem(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"lacks {one_line(field)}"
     return (
-        f"{one_line(field)}: found {one_line(repr(first['input']), 40)}: {one_line(first['msg'])}"
+        f"{one_line(field)}: found {one_line(repr(first['input']), 40)}: "
+        f"{one_line(first['msg'].removeprefix('Value error, '))}"
     )
 
 

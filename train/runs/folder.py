@@ -259,22 +259,22 @@ def format_result(summary: Mapping[str, Any], folder: Path) -> str:
     best = summary["best"]
     lines = [
         f"{summary['method']}, seed {summary['seed']}: {summary['seconds']:.1f} s, in {folder}",
-        f"last epoch ({summary['epochs']}): {format_values(summary['last'])}",
-        f"best epoch ({best['epoch']}, chosen on the {best['chosen_on']} set): "
+        f"last epoch ({summary['epochs']}): test {format_values(summary['last'])}",
+        f"best epoch ({best['epoch']}, chosen on the {best['chosen_on']} set): test "
         f"{format_values(best['metrics'])}",
     ]
     if teacher := _of_teacher(summary):
-        lines.append(f"teacher: {format_values(teacher)}")
+        lines.append(f"teacher: test {format_values(teacher)}")
     return "\n  ".join(lines)
 
 
 def format_finished(summary: Mapping[str, Any], folder: Path) -> str:
     """Format a run with nothing left to do as a line with its top-1 errors."""
-    others = [f"best epoch: {format_deciding(summary['best']['metrics'])}"]
+    others = [f"best epoch: test {format_deciding(summary['best']['metrics'])}"]
     if teacher := _of_teacher(summary):
-        others.append(f"teacher: {format_deciding(teacher)}")
+        others.append(f"teacher: test {format_deciding(teacher)}")
     last = format_deciding(summary["last"])
-    return f"{folder} is finished: nothing to do. Last epoch: {last} ({'; '.join(others)})."
+    return f"{folder} is finished: nothing to do. Last epoch: test {last} ({'; '.join(others)})."
 
 
 def _of_teacher(summary: Mapping[str, Any]) -> dict[str, float]:

@@ -231,7 +231,7 @@ def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
     weights = config.teacher.weights
     if (existing := existing_weights(config)) is not None:
         last = existing.summary.get("last")
-        error = f" ({format_deciding(last)})" if last else ""
+        error = f" (test {format_deciding(last)})" if last else ""
         there = f"{weights_file(weights)} exists{error}: nothing to do."
         return "\n  ".join([there, *existing.notes])
     if caches is not None and (cache := _cache_in_place_of(config, caches)) is not None:
@@ -278,7 +278,7 @@ def check_trainable(config: TeacherConfig) -> None:
 def format_record(record: Mapping[str, Any], weights: Path) -> str:
     """Format a finished training as a line."""
     return (
-        f"{weights}: {format_values(record['last'])}, {record['seconds']:.0f} s "
+        f"{weights}: test {format_values(record['last'])}, {record['seconds']:.0f} s "
         f"(metrics in {training_folder(weights)})"
     )
 

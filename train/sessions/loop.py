@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from teach_once.runtime.command.run_to_end import OwnTime
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.train.engine.distributed import broadcast_buffers
-from teach_once.train.engine.epoch_result import EpochResult, Tested
+from teach_once.train.engine.epoch_result import EpochResult, SplitMetrics
 from teach_once.train.engine.evaluation import evaluate_batches
 from teach_once.train.engine.ranks import Ranks
 from teach_once.train.engine.step import (
@@ -154,8 +154,8 @@ class _Epoch:
             checkpoint = context.run.folder / CHECKPOINT_FILE
             check_steps(partial, names, context.num_steps, checkpoint)
         self.sums = _Sums.resume(self._terms, context.train_state, partial)
-        self._tested = Tested(None, None)
-        self._average: Tested | None = None
+        self._tested = SplitMetrics(None, None)
+        self._average: SplitMetrics | None = None
 
     def steps(self) -> Iterator[Step]:
         """Yield the remaining training steps."""
@@ -199,11 +199,13 @@ class _Epoch:
         )
 
 
-def _test(network: nn.Module, context: TrainContext, epoch: int) -> Generator[None, None, Tested]:
+def _test(
+    network: nn.Module, context: TrainContext, epoch: int
+) -> Generator[None, None, SplitMetrics]:
     """Measure the network on both held-out splits, in epochs with evaluation; a generator."""
     training, train_state, data = context.run.training, context.train_state, context.data
     if epoch % training.eval_every and epoch != training.epochs:
-        return Tested(None, None)
+        return SplitMetrics(None, None)
 
     def metrics_on(pixels: Pixels) -> Generator[None, None, dict[str, float]]:
         return evaluate_batches(
@@ -211,7 +213,7 @@ def _test(network: nn.Module, context: TrainContext, epoch: int) -> Generator[No
         )
 
     test = yield from metrics_on(data.test)
-    return Tested(test, (yield from metrics_on(data.validation)) if data.validation else None)
+    return SplitMetrics(test, (yield from metrics_on(data.validation)) if data.validation else None)
 
 
 @dataclass

@@ -85,7 +85,7 @@ def trained(asked: Sequence[Asked], folder: Path, ranks: Ranks = ALONE) -> dict[
                 run.sha256,
                 [loss for epoch in epochs for loss in epoch.step_losses],
                 [dict(epoch.losses) for epoch in epochs],
-                [[epoch.errors.top1, epoch.errors.top5] for epoch in epochs if epoch.errors],
+                [list(epoch.tested.test.values()) for epoch in epochs if epoch.tested.test],
                 {f.name: torch.load(f, weights_only=True) for f in run.folder.glob("*.pt")},
             )
     return found

@@ -36,8 +36,7 @@ EPOCH = {
     "loss": 1.0,
     "losses": {},
     "weights": {},
-    "top5_error": 0.0,
-    "validation_top1_error": None,
+    "validation": None,
     "learning_rate": 0.1,
     "train_seconds": 1.0,
     "wait_seconds": 0.5,
@@ -52,7 +51,8 @@ def write_finished_run(runs_dir: Path, label: str, seed: int, top1: float, **set
     folder.mkdir(parents=True)
     (folder / "run.json").write_bytes(run_document(identity))
     count = identity["training"]["epochs"]
-    epochs = [{"epoch": n, "top1_error": top1, **EPOCH} for n in range(1, count + 1)]
+    test = {"top1_error": top1, "top5_error": 0.0}
+    epochs = [{"epoch": n, "test": test, **EPOCH} for n in range(1, count + 1)]
     lines = (metrics_line(epoch, sha256) for epoch in epochs)
     (folder / "metrics.jsonl").write_bytes(b"".join(lines))
     of_run = {"run_sha256": sha256, "method": label, "seed": seed}

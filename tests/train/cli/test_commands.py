@@ -133,7 +133,7 @@ def test_a_student_is_trained_once_and_its_result_printed_again(
     assert cli(call) == 0
     first = capsys.readouterr().out
     epoch = next(line for line in first.splitlines() if line.startswith("epoch   3/3"))
-    total, terms = re.findall(r"loss +([\d.]+) = ce (.*)  test error", epoch)[0]
+    total, terms = re.findall(r"loss +([\d.]+) = ce (.*)  test top-1 error", epoch)[0]
     ce, gkd, cd = (float(term.split()[-1]) for term in terms.split(" + "))
     assert ce + gkd + cd == pytest.approx(float(total), rel=0.01)
     *_, head, last, best, teacher, export, compare = first.splitlines()
@@ -141,8 +141,11 @@ def test_a_student_is_trained_once_and_its_result_printed_again(
     assert [line.split()[0] for line in (last, best, teacher)] == ["last", "best", "teacher:"]
     assert cli(call) == 0
     (second,) = capsys.readouterr().out.splitlines()
-    error = re.findall(r"test error ([\d.]+) %", last)[0]
-    assert f"is finished: nothing to do. Test error {error} % top-1 (best epoch: " in second
+    error = re.findall(r"test top-1 error ([\d.]+) %", last)[0]
+    assert (
+        f"is finished: nothing to do. Last epoch: test top-1 error {error} % (best epoch: "
+        in second
+    )
     exporting, comparing = (shlex.split(line.partition(": ")[2])[3:] for line in (export, compare))
     assert exporting[:3] == ["export", "digits-resnet8", "exported/digits-resnet8"]
     assert exporting[3:7] == ["--method", "cd+gkd", "--seed", "1"]

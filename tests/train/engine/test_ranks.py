@@ -24,7 +24,6 @@ from tests.support.caches.teacher_cache import make_cache
 from tests.support.datasets.photograph_study import PLAIN, configs_of
 from tests.support.shortened import TEST_IMAGES
 from tests.support.training.rank_training import Asked, Found, train_on_ranks, trained
-from tests.support.training.training_runs import largest_relative
 
 # A learning rate that does not amplify rounding; 60 digits, in batches of 16: the last one is 12.
 SHORT = (
@@ -143,7 +142,9 @@ def assert_ranks_train_as_one(world: int, asked: list[Asked], folder: Path) -> N
 def assert_the_same(one: Found, other: Found, where: str) -> None:
     assert one.sha256 == other.sha256
     assert len(one.step_losses) > 4
-    assert largest_relative(one.step_losses, other.step_losses) < 1e-5, where
+    # Rounding grows with each step, by a factor that depends on the processor.
+    for step, (loss, theirs) in enumerate(zip(one.step_losses, other.step_losses, strict=True)):
+        assert theirs == pytest.approx(loss, rel=min(1e-5 * 2**step, 1e-3)), (where, step)
     assert np.abs(np.subtract(one.errors, other.errors)).max() <= TWO_IMAGES, where
     assert set(one.weights) == set(other.weights)
     for name, tensors in one.weights.items():

@@ -8,14 +8,13 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 import torch
 
 from teach_once.configs.schema import StudentNet
-from teach_once.nets.metrics import ErrorRates
 from teach_once.nets.networks.names import stage_modules
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.student import describe_student
@@ -120,8 +119,11 @@ def test_a_run_leaves_its_files_and_a_finished_one_is_not_repeated(make_study: M
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     assert set(lines[0]["losses"]) == {"ce", "cd"}
-    assert lines[-1]["top1_error"] == first["last"]["top1_error"]
-    assert min(line["top1_error"] for line in lines) == first["best"]["top1_error"]
+    assert lines[-1]["test"] == first["last"]
+    assert (
+        min(line["test"]["top1_error"] for line in lines)
+        == (first["best"]["metrics"]["top1_error"])
+    )
     before = (folder / "last.pt").stat().st_mtime_ns
     assert train_student(study.run("cd", 1)) == first
     assert (folder / "last.pt").stat().st_mtime_ns == before
@@ -138,13 +140,13 @@ def test_with_a_held_out_split_the_best_epoch_is_chosen_on_it(make_study: MakeSt
     study = make_study(teacher=["dataset.validation_fraction=0.3"])
     epochs: list[EpochResult] = []
     summary = train_student(study.run("kd", 0), on_epoch=epochs.append)
-    chosen = min(epochs, key=lambda epoch: epoch.validation.top1)
+    chosen = min(epochs, key=lambda epoch: epoch.tested.validation["top1_error"])
     assert summary["best"]["chosen_on"] == "validation"
     assert summary["best"]["epoch"] == chosen.epoch
-    assert summary["best"]["top1_error"] == chosen.errors.top1
-    assert all(epoch.validation.top1 != epoch.errors.top1 for epoch in epochs)
+    assert summary["best"]["metrics"] == chosen.tested.test
+    assert all(epoch.tested.validation != epoch.tested.test for epoch in epochs)
     (result,) = results_in(study.folder).results
-    assert result.last_validation == epochs[-1].validation.top1
+    assert result.last_validation == epochs[-1].tested.validation["top1_error"]
 
 
 @pytest.mark.long  # the compiler takes a minute; the next test captures the same graphs without it
@@ -181,11 +183,11 @@ def test_where_not_every_epoch_is_tested_the_last_one_is(make_study: MakeStudy) 
     study = make_study(student=["training.epochs=5", "training.eval_every=2"])
     epochs: list[EpochResult] = []
     summary = train_student(study.run("kd", 0), on_epoch=epochs.append)
-    tested = [epoch.epoch for epoch in epochs if epoch.errors is not None]
+    tested = [epoch.epoch for epoch in epochs if epoch.tested.test is not None]
     assert tested == [2, 4, 5]
     assert summary["best"]["epoch"] in tested
     lines = (study.run("kd", 0).folder / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["top1_error"] is None for line in lines] == [1, 0, 1, 0, 0]
+    assert [json.loads(line)["test"] is None for line in lines] == [1, 0, 1, 0, 0]
 
 
 def test_the_best_epoch_is_the_first_of_equals(
@@ -193,9 +195,9 @@ def test_the_best_epoch_is_the_first_of_equals(
 ) -> None:
     errors = iter([30.0, 20.0, 20.0, 25.0])
 
-    def evaluate_batches(*_: object) -> Iterator[None]:
+    def evaluate_batches(*_: object) -> Generator[None, None, dict[str, float]]:
         yield
-        return ErrorRates(next(errors), 1.0)
+        return {"top1_error": next(errors)}
 
     monkeypatch.setattr("teach_once.train.sessions.loop.evaluate_batches", evaluate_batches)
     summary = train_student(make_study().run("ce", 0))
@@ -556,7 +558,7 @@ def test_a_run_killed_after_its_last_epoch_is_finished_by_the_next_call(
     metrics = without_times(folder)
     kept = torch.load(folder / "checkpoint.pt", weights_only=True)
     summary = train_student(study.run("cd", 0))
-    assert summary["last"]["top1_error"] == metrics[-1]["top1_error"]
+    assert summary["last"] == metrics[-1]["test"]
     assert summary["epochs"] == 4
     assert without_times(folder) == metrics
     last = torch.load(folder / "last.pt", weights_only=True)

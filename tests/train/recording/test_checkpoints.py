@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from teach_once.nets.metrics import ErrorRates
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.safe.safe_read import BadFile
-from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.engine.epoch_result import EpochResult, SplitMetrics
 from teach_once.train.engine.train_state import TrainState
 from teach_once.train.errors import TrainError
 from teach_once.train.recording.checkpoint import (
@@ -99,7 +98,7 @@ FORGED = [
     (setter("epoch", to=1), "is of epoch 3 after 1|best epoch is"),
     (setter("seconds", to=float("nan")), "seconds: Input should be a finite number"),
     (setter("best", to=None), "has the best epoch None"),
-    (setter("best", to=lambda best: [*best[:1], 0.01, 0.01, 0.0]), "has the best epoch"),
+    (setter("best", to=lambda best: [*best[:1], 0.01]), "has the best epoch"),
     (setter("best", to=[1, 2.0]), "best"),
     (setter("best", to="best"), "best"),
     (setter("best_sha256", "best", to="0" * 64), "best.pt has been changed or damaged"),
@@ -287,7 +286,7 @@ def test_of_two_equal_epochs_the_earlier_is_best(run: Run) -> None:
         before = recorder._writer.best["best"]
         recorder.save_epoch(result_of(3, error=before.deciding))
         assert recorder._writer.best["best"] == before
-    errors = {"top1_error": 5.0, "top5_error": 1.0, "validation_top1_error": None}
+    errors = {"test": {"top1_error": 5.0}, "validation": None}
     epochs = [{"epoch": number, **errors} for number in (1, 2, 3)]
     assert figures_of(epochs)["best"]["epoch"] == 1
 
@@ -297,11 +296,11 @@ def recorder_of(run: Run) -> Recorder:
 
 
 def result_of(epoch: int, error: float) -> EpochResult:
-    errors = ErrorRates(error, error)
+    tested = SplitMetrics({"top1_error": error}, None)
     numbers = {"learning_rate": 0.1, "num_samples": 60}
     seconds = dict.fromkeys(("train_seconds", "wait_seconds", "evaluate_seconds"), 1.0)
     losses = {"loss": 1.0, "losses": {}, "weights": {}, "step_losses": [], "average": None}
-    return EpochResult(epoch=epoch, errors=errors, validation=None, **losses, **numbers, **seconds)
+    return EpochResult(epoch=epoch, tested=tested, **losses, **numbers, **seconds)
 
 
 def test_a_checkpoint_without_its_metrics_is_kept_and_named(run: Run) -> None:

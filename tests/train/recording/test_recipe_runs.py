@@ -60,20 +60,17 @@ def test_averaged_weights_are_tested_and_saved_beside_the_others(make_study: Mak
     epochs: list[EpochResult] = []
     summary = train_student(study.run("x", 0), device="cpu", on_epoch=epochs.append)
     folder = study.run("x", 0).folder
-    averaged = [epoch.average.errors.top1 for epoch in epochs]
+    averaged = [epoch.average.test["top1_error"] for epoch in epochs]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["ema_top1_error"] for line in lines] == averaged
-    assert averaged != [epoch.errors.top1 for epoch in epochs]
-    assert summary["last-ema"] == {
-        "top1_error": averaged[-1],
-        "top5_error": epochs[-1].average.errors.top5,
-    }
-    assert summary["best-ema"]["top1_error"] == min(averaged)
+    assert [line["ema_test"]["top1_error"] for line in lines] == averaged
+    assert averaged != [epoch.tested.test["top1_error"] for epoch in epochs]
+    assert summary["last-ema"] == epochs[-1].average.test
+    assert summary["best-ema"]["metrics"]["top1_error"] == min(averaged)
     assert averaged[summary["best-ema"]["epoch"] - 1] == min(averaged)
     network = build("resnet8", num_classes=10, in_channels=1)
     network.load_state_dict(torch.load(folder / "last-ema.pt", weights_only=True))
     test = study.pixels(CPU).test
-    assert evaluate(network, test, "float16", CPU).top1 == averaged[-1]
+    assert evaluate(network, test, "float16", CPU)["top1_error"] == averaged[-1]
 
 
 def test_averaged_weights_are_exported_beside_the_student(
@@ -85,7 +82,7 @@ def test_averaged_weights_are_exported_beside_the_student(
     assert which == ["last", "last-ema"]
     out = tmp_path / "out"
     cards = export_student(study.run("x", 0), which, out, device="cpu")
-    assert [card["top1_error"] for card in cards] == [summary[e]["top1_error"] for e in which]
+    assert [card["metrics"] for card in cards] == [summary[each] for each in which]
     names = {path.name for path in out.iterdir()}
     assert names == {
         f"student{kind}.{end}" for kind in ("", "-ema") for end in ("pt", "pt2", "json")
@@ -274,7 +271,7 @@ def test_one_process_exports_what_several_trained_with_batch_norm_of_their_own(
     found = trained_by_any_number(run)
     assert found.folder == two.folder != run.folder
     (card,) = export_student(found, weights_of(found, "last"), tmp_path / "exported", device="cpu")
-    assert card["top1_error"] == found.summary["last"]["top1_error"]
+    assert card["metrics"] == found.summary["last"]
     assert trained_by_any_number(make_study().run("ce", 0)).summary is None  # another training
     train_student(replace(run, ranks=3), device="cpu")
     with pytest.raises(TrainError, match="trained with several numbers of processes") as refusal:

@@ -112,7 +112,7 @@ def test_tensorboard_shows_a_run_that_began_again_once(run: Run) -> None:
 def assert_logged_once(run: Run) -> None:
     events = EventAccumulator(str(run.folder / "tensorboard"))
     events.Reload()
-    assert {"loss/total", "loss/cd", "weight/cd", "error/top1", "learning_rate"} <= set(
+    assert {"loss/total", "loss/cd", "weight/cd", "test/top1_error", "learning_rate"} <= set(
         events.Tags()["scalars"]
     )
     scalars = events.Scalars("loss/total")

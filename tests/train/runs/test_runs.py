@@ -315,7 +315,8 @@ def test_removing_asks_and_takes_finished_runs_only_if_told_to(
         monkeypatch.setattr("sys.stdin", io.StringIO(answer))
         told = call("runs", *more, status=0 if answer else 1)
         assert "delete these 2 of 4 runs" in told
-        errors = r"finished with [\d.]+ %, superseded by ce-seed0-\w+ with [\d.]+ %"
+        error = r"top-1 error [\d.]+ %"
+        errors = rf"finished with {error}, superseded by ce-seed0-\w+ with {error}"
         assert re.search(f"{superseded}: {errors}; training.weight_decay=0.0005\n", told)
         assert f"{unfinished}: interrupted, 1 of 2 epochs" in told
         assert folders(tmp_path) == before

@@ -56,7 +56,7 @@ def test_a_teacher_is_trained_once_and_other_settings_are_refused(
 ) -> None:
     assert cli(call) == 0
     assert cli(call) == 0
-    assert f"{weights} exists (test error" in capsys.readouterr().out
+    assert f"{weights} exists (test top-1 error" in capsys.readouterr().out
     for other, told in (
         ("training.epochs=3", "training.epochs: expected 3, found 2"),
         ("teacher.arch=resnet14", "arch: expected 'resnet14', found 'resnet8'"),

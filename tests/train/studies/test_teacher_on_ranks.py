@@ -51,7 +51,7 @@ def test_two_processes_train_the_teacher_that_one_does(tmp_path: Path) -> None:
     for once in ("in each of 2 processes", "estimated from a few steps", "epoch   2/2"):
         assert output.count(once) == 1, output
     assert "Warning" not in output
-    assert output.count("test error") == 1 + 2  # of the whole, and of each epoch
+    assert output.count("test top-1 error") == 1 + 2  # of the whole, and of each epoch
     expected = torch.load(one, weights_only=True)
     found = torch.load(two, weights_only=True)
     assert found.keys() == expected.keys()
@@ -72,7 +72,7 @@ def errors_of(weights: Path) -> float:
     test = open_dataset_pixels(dataset, config.views, normalization, cpu, num_workers=0).test
     network = build_net(config.teacher, num_classes=10, image_shape=test.shape)
     network.load_state_dict(torch.load(weights, weights_only=True))
-    return evaluate(network, test, "float32", cpu).top1
+    return evaluate(network, test, "float32", cpu)["top1_error"]
 
 
 def test_a_rank_with_a_single_sample_is_refused_where_it_has_batch_norms_of_its_own(

@@ -21,7 +21,7 @@ from tests.support.attacks.strangers import oracle
 from tests.support.attacks.strangers.sandbox import Outcome, run_limited
 
 _ASKED_VIEWS = 2  # requested by the world's config
-_RESULT = re.compile(r"test error +([\d.]+|nan|-?inf)", re.IGNORECASE)
+_RESULT = re.compile(r"test (?:top-1 )?error +([\d.]+|nan|-?inf)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def result_is_true(answer: Answer) -> str:
 def weights_are_known(answer: Answer) -> str:
     """Check that a printed error belongs to the weights on which it was measured."""
     ours, theirs = (each / "teacher.pt" for each in (answer.world, answer.original))
-    if "test error" not in answer.outcome.output or answer.is_sealed:
+    if not _RESULT.search(answer.outcome.output) or answer.is_sealed:
         return ""
     if ours.is_file() and ours.read_bytes() == theirs.read_bytes():
         return result_is_true(answer)

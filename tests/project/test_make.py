@@ -180,7 +180,7 @@ def test_make_train_student_does_everything_once(trained_checkout: Trained) -> N
     assert first.returncode == 0, first.stderr
     assert "cache    to build: 200 samples x 9 views" in first.stdout
     assert re.search(
-        r"^cd\+gkd\+edt, seed 0: .*\n  last epoch .* top-1 error .* %", first.stdout, re.M
+        r"^cd\+gkd\+edt, seed 0: .*\n  last epoch .* top-1 error .*%", first.stdout, re.M
     )
     second = make("train-student", QUICK_ARGS, cwd=project)
     assert second.returncode == 0

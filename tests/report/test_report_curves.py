@@ -36,7 +36,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def run_of(method: str, seed: int, errors: Sequence[float | None]) -> Result:
-    """SplitMetrics after each epoch, unless the error is None; a second and a tenth per seed long."""
+    """Tested after each epoch, unless the error is None; a second and a tenth per seed long."""
     points = (Point(n, n * (1 + seed / 10), top1) for n, top1 in enumerate(errors, 1))
     return dataclasses.replace(result(method, seed, errors[-1] or 0.0), curve=tuple(points))
 

@@ -245,7 +245,7 @@ def table_of(runs: Sequence[FoundRun], now: float) -> str:
             [
                 f"{run.folder.parent.name}/{run.folder.name}",
                 run.state,
-                format_values(run.summary["last"]) if run.summary else "",
+                format_deciding(run.summary["last"]) if run.summary else "",
                 f"{run.num_bytes / 1e6:,.1f} MB",
                 format_age(now - run.changed),
                 ", ".join(settings.get(run.folder, ())),

@@ -151,7 +151,7 @@ def test_a_student_is_trained_once_and_its_result_printed_again(
     assert exporting[3:7] == ["--method", "cd+gkd", "--seed", "1"]
     assert set(cached) <= set(exporting)
     assert cli(comparing) == 0
-    assert re.search(rf" finished +{error} ", capsys.readouterr().out)
+    assert re.search(rf" finished +top-1 error {error} % ", capsys.readouterr().out)
 
 
 def test_a_student_trains_the_same_from_the_exported_file(

@@ -143,8 +143,8 @@ def test_errors_are_those_of_ranks_that_are_counted() -> None:
     parts = [slice(0, 20), slice(20, 50)]
     batches = [(torch.tensor(logits[p]), torch.tensor(labels[p])) for p in parts]
     found = count_errors(batches)
-    assert found.top1 == pytest.approx(100 * np.mean(ranks >= 1))
-    assert found.top5 == pytest.approx(100 * np.mean(ranks >= 5))
+    assert found["top1_error"] == pytest.approx(100 * np.mean(ranks >= 1))
+    assert found["top5_error"] == pytest.approx(100 * np.mean(ranks >= 5))
 
 
 def test_connectors_are_drawn_from_the_seed_and_trained_with_the_network(

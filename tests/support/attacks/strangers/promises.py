@@ -23,6 +23,8 @@ from tests.support.attacks.strangers.sandbox import Outcome, run_limited
 _ASKED_VIEWS = 2  # requested by the world's config
 _RESULT = re.compile(r"test (?:top-1 )?error +([\d.]+|nan|-?inf)", re.IGNORECASE)
 
+_ERROR = re.compile(r"top-[15] error (\S+) %")
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -114,10 +116,10 @@ def weights_are_known(answer: Answer) -> str:
 
 def runs_are_true(answer: Answer) -> str:
     """Check that a run is listed as finished only with its own error."""
-    lines = [line.split() for line in answer.outcome.output.splitlines() if " finished " in line]
+    lines = [line for line in answer.outcome.output.splitlines() if " finished " in line]
     usual = {line for line in answer.usual.output.splitlines() if " finished " in line}
-    errors = {line.split()[2] for line in usual}
-    for _, _, error, *_ in lines:
+    errors = {error for line in usual for error in _ERROR.findall(line)}
+    for error in (error for line in lines for error in _ERROR.findall(line)):
         if not re.fullmatch(r"\d+\.\d+", error) or not 0 <= float(error) <= 100:
             return f"a result that cannot be: {error}"
         if not answer.is_sealed and error not in errors:

@@ -1,0 +1,94 @@
+"""The metrics of a network: their names in files, titles, units, directions and ranges.
+
+Files and tables hold values by name, {"top1_error": 5.27}. To add a metric, add a record here and
+compute its value where networks are evaluated (`train.engine.evaluation`); files, tables, charts
+and trackers then include it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Values = Mapping[str, float]  # {name of a metric: its value}
+
+
+class Metric(NamedTuple):
+    """A metric: `title` for tables, `unit` ("" if it has none), direction and range of values."""
+
+    name: str
+    title: str
+    unit: str = "%"
+    is_lower_better: bool = True
+    lowest: float = 0.0
+    highest: float = 100.0
+    digits: int = 2
+
+    @property
+    def title_with_unit(self) -> str:
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def format_number(self, value: float) -> str:
+        """Format a value without its unit: "5.27"."""
+        return f"{value:.{self.digits}f}"
+
+    def format(self, value: float) -> str:
+        """Format a value with its unit: "5.27 %"."""
+        return f"{self.format_number(value)} {self.unit}".rstrip()
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Return True if `value` is better than `other`; equal values are not."""
+        return value < other if self.is_lower_better else value > other
+
+    def is_valid(self, value: object) -> bool:
+        """Return True for a finite number in the metric's range."""
+        return isinstance(value, float) and self.lowest <= value <= self.highest
+
+
+TOP1_ERROR = Metric("top1_error", "top-1 error")
+TOP5_ERROR = Metric("top5_error", "top-5 error")
+METRICS = {each.name: each for each in (TOP1_ERROR, TOP5_ERROR)}
+# The metrics that can choose the best epoch: the first of them that a run has does.
+DECIDING = (TOP1_ERROR,)
+
+
+def deciding_metric(values: Values) -> Metric:
+    """Return the metric by which an epoch with these values is compared with others.
+
+    Raises ValueError if none of the values can decide.
+    """
+    for metric in DECIDING:
+        if metric.name in values:
+            return metric
+    raise ValueError(f"none of the metrics {', '.join(values)} chooses the best epoch")
+
+
+def format_values(values: Values) -> str:
+    """Format values in a line: "top-1 error 5.27 %, top-5 error 0.10 %"."""
+    known = [metric for metric in METRICS.values() if metric.name in values]
+    return ", ".join(f"{metric.title} {metric.format(values[metric.name])}" for metric in known)
+
+
+def format_deciding(values: Values) -> str:
+    """Format the value that compares this epoch with others: "top-1 error 5.27 %"."""
+    metric = deciding_metric(values)
+    return f"{metric.title} {metric.format(values[metric.name])}"
+
+
+def check_values(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values read from a file.
+
+    Raises ValueError, which names the first that is not a metric or is outside its range.
+    """
+    for name, value in values.items():
+        if (metric := METRICS.get(name)) is None:
+            raise ValueError(f"{name} is not a metric of this version")
+        if not metric.is_valid(value):
+            bounds = f"{metric.lowest:g} to {metric.highest:g}"
+            if math.isinf(metric.highest):
+                bounds = f"{metric.lowest:g} or more"
+            raise ValueError(f"{name} is {value!r}, expected a number from {bounds}")
+    if not any(metric.name in values for metric in DECIDING):
+        raise ValueError(f"none of {', '.join(each.name for each in DECIDING)} is there")
+    return dict(values)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.weights.source import check_spelling
-from teach_once.precompute.compute.setup import Setup
+from teach_once.precompute.compute.setup import Setup, open_evaluated
 from teach_once.store.errors import (
     CacheAmbiguous,
     CacheDamaged,
@@ -72,9 +72,13 @@ def if_complete(setup: Setup, full_check: bool, console: Console) -> TeacherCach
     cache.refuse_unless(cache.identity, labels=train.labels, canary=pixel_canary(train, views))
     if cache.manifest.measured_views < views.num_views or not setup.is_held_by(cache.taps):
         return None
-    if faults := cache.source.faults(every_byte=checks_every_byte(setup.path, full_check)):
+    every_byte = checks_every_byte(setup.path, full_check)
+    if faults := cache.source.faults(every_byte=every_byte):
         shown = "\n".join(f"  {fault}" for fault in faults[:_SHOWN_FAULTS])
         console.print(f"damaged, will be computed again:\n{shown}")
+        return None
+    if open_evaluated(setup, every_byte=every_byte) is None:
+        console.print(f"{setup.path} lacks some of the teacher's outputs of the test images")
         return None
     return cache
 

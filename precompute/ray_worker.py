@@ -116,7 +116,8 @@ def measured_pace(recipe: PassRecipe, batch_size: int | None) -> Pace:
 
 def measured_of_pass(recipe: PassRecipe, images_per_second: float) -> dict[str, float]:
     """Return `precompute.run_pass.measured` for a pass whose blocks are all committed."""
-    return measured(_worker.teacher_pass(recipe), images_per_second, Console(file=io.StringIO()))
+    quiet = Console(file=io.StringIO())
+    return measured(_worker.teacher_pass(recipe), images_per_second, StopRequest(), quiet)
 
 
 def _build_pass(recipe: PassRecipe) -> TeacherPass:

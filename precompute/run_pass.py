@@ -16,6 +16,7 @@ from teach_once.precompute.compute.setup import Setup
 from teach_once.precompute.compute.spool import remove_spools
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.precompute.compute.trial import certificate, fastest_batch
+from teach_once.precompute.evaluation import fill_evaluation
 from teach_once.precompute.plan import Plan, memory_of, planned
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.formats import counted
@@ -84,7 +85,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         if images_per_second is None:
             return None
         last = writer.manifest.measured.get("images_per_second", 0.0)
-        writer.finish(measured(teacher_pass, images_per_second or last, console))
+        writer.finish(measured(teacher_pass, images_per_second or last, stop, console))
         for folder in writer.unused_spool_folders():
             remove_spools(folder)
     return open_filled(setup)
@@ -105,13 +106,16 @@ def _run_pending(
 
 
 def measured(
-    teacher_pass: TeacherPass, images_per_second: float, console: Console
+    teacher_pass: TeacherPass, images_per_second: float, stop: StopRequest, console: Console
 ) -> dict[str, float]:
-    """Measure the teacher's errors; adds the pass's rate and the certificate of reduced taps."""
+    """Fill the evaluation cache and return what the manifest says of the teacher.
+
+    These are its test metrics, the pass's rate and the certificate of reduced taps.
+    """
     cache = open_filled(teacher_pass.setup)
-    has_logits = "correct" in cache.taps
+    has_logits, test = "correct" in cache.taps, fill_evaluation(teacher_pass, stop, console)
     return {
-        **teacher_pass.test_errors(),
+        **{f"test_{name}": value for name, value in test.items()},
         **({"train_agreement": agreement(cache, cache.num_views)} if has_logits else {}),
         "views": cache.num_views,
         "images_per_second": images_per_second,

@@ -21,7 +21,7 @@ from teach_once.runtime.formats import format_size
 from teach_once.runtime.safe.names import is_teacher_name
 from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.runtime.safe.text import one_line
-from teach_once.store.identity import Difference, told
+from teach_once.store.identity import EVALUATION, Difference, told
 
 Spell = Callable[[list[str]], str]  # overrides to add, such as ["views.count=8"] -> the command
 
@@ -81,7 +81,13 @@ class RemoteFix(PassCommand):
 
 def remote_fix(cache: Path, teacher: str) -> RemoteFix:
     """What repairs the cache at a URL."""
-    return RemoteFix(teacher, caches=cache.parent, full_check=True)
+    return RemoteFix(teacher, caches=caches_folder(cache), full_check=True)
+
+
+def caches_folder(cache: Path) -> Path:
+    """Return the folder of caches of a cache; of an evaluation cache, of the cache around it."""
+    is_inside = cache.parent.name == EVALUATION
+    return cache.parent.parent.parent if is_inside else cache.parent
 
 
 class CacheError(UserError):

@@ -23,6 +23,7 @@ PARENT = "parent_sha256"
 _SHA256_DIGITS = 64
 CONVERTED_FROM = "converted_from"  # the types that a cache's records had before, see store.convert
 Identity = dict[str, Any]
+EVALUATION = "evaluation"  # the folder of the caches inside a cache
 
 
 def cache_identity(views: Mapping[str, Any], teacher: Mapping[str, Any]) -> Identity:

@@ -39,6 +39,7 @@ class Dataset:
     test: Split
     digest: str
     digest_tested: Callable[[], str] = lambda: ""  # computed for runs only, not for passes
+    digest_test: Callable[[], str] = lambda: ""
     type: str | None = None
     is_reduced: bool = True
     notes: tuple[str, ...] = ()
@@ -49,6 +50,11 @@ class Dataset:
     def tested_digest(self) -> str:
         """Return the digest of the samples and labels of the validation and test splits."""
         return self.digest_tested()
+
+    @cached_property
+    def test_digest(self) -> str:
+        """Return the digest of the samples and labels of the test split."""
+        return self.digest_test()
 
     @property
     def num_classes(self) -> int:
@@ -95,6 +101,7 @@ def load_dataset(config: DatasetConfig, kept_in: Path | None = None) -> Dataset:
         digest_tested=lambda: _joined(
             source.test_digest(), *([source.digest_of(held)] if len(held) else [])
         ),
+        digest_test=source.test_digest,
         type=source.type,
         is_reduced=len(kept) + len(held) < len(source.train.labels),
         notes=source.hints,

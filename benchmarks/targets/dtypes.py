@@ -71,12 +71,12 @@ def measure(
             names = {"dtype": dtype, "codec": codec}
             content["compression"].append({**names, "left": left, "decode_gb_per_s": rate})
             codec_rows.append([dtype, codec, f"{left:.0%}", f"{rate:.1f} GB/s"])
-    name, error = setup.config.name, teacher_pass.test_errors()["test_top1_error"]
+    name = setup.config.name
     table = markdown(["stored as", "bytes per record", *_ERRORS.values()], rows)
     of_codecs = markdown(["stored as", "codec", "bytes left", "decoding"], codec_rows)
     text = (
-        f": {len(setup.dataset.train):,} records of {name} (test error of the teacher {error:.1f} "
-        f"% top-1). Errors of a channel mean are relative to the average size of that channel.\n\n"
+        f": {len(setup.dataset.train):,} records of {name}. Errors of a channel mean are "
+        f"relative to the average size of that channel.\n\n"
         f"{table}\nGeneral compression of the same numbers, one core:\n\n{of_codecs}"
     )
     return Findings(text, content=content, title=f"{TITLE}: {name}")

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from teach_once.configs.commands import teacher_command
 from teach_once.configs.load import ConfigError, check_data_exists, load_teacher
 from teach_once.configs.paths import no_weights
-from teach_once.configs.schema import TapsConfig, TeacherConfig, TopLogits
+from teach_once.configs.schema import TapsConfig, TeacherConfig, TopLogits, ViewsConfig, as_plain
 from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.networks.names import check_arch
 from teach_once.nets.teacher.identity import teacher_identity
@@ -18,10 +19,19 @@ from teach_once.nets.teacher.taps import Tap, taps_asked, teacher_stages
 from teach_once.nets.weights.source import fetched_weights, known_sha256
 from teach_once.runtime.command.options import SPOOL
 from teach_once.runtime.machine.urls import spool_folder
+from teach_once.store.errors import CacheError
 from teach_once.store.format.manifest import MAX_CUT_CLASSES
 from teach_once.store.format.spec import TapSpec
-from teach_once.store.identity import Identity, cache_identity, knows_weights, with_weights
+from teach_once.store.identity import (
+    Identity,
+    cache_identity,
+    evaluation_identity,
+    knows_weights,
+    with_weights,
+)
 from teach_once.store.inspect.find import cache_folder
+from teach_once.store.read.evaluation import evaluation_path, test_name
+from teach_once.store.read.reader import TeacherCache
 from teach_once.views.datasets import Dataset, load_dataset
 from teach_once.views.identity import views_identity
 
@@ -141,3 +151,48 @@ def require_weights(setup: Setup) -> Setup:
     identity = with_weights(setup.identity, known_sha256(config.teacher.weights))
     path = cache_folder(setup.path.parent, config.name, identity)
     return dataclasses.replace(setup, identity=identity, path=path)
+
+
+# ---- the evaluation cache inside a cache
+
+_EVALUATION_DTYPE: Final = "float16"  # of channel means and embeddings
+
+
+def evaluation_setup(setup: Setup) -> Setup:
+    """Return the setup of the evaluation cache inside the cache of `setup`.
+
+    Its training samples are the test images, and its only view is the evaluation transform.
+    """
+    config, dataset = setup.config, setup.dataset
+    transform, digest = config.views.eval_transform, dataset.test_digest
+    taps = dataclasses.replace(
+        config.taps,
+        logits="float32" if config.taps.logits else None,
+        channel_means=_EVALUATION_DTYPE if config.taps.reads_stages else None,
+        embedding=_EVALUATION_DTYPE if config.taps.embedding else None,
+        attention=None,
+        hint=None,
+    )
+    views = ViewsConfig(augment=transform, seed=config.views.seed, count=1)
+    return dataclasses.replace(
+        setup,
+        config=dataclasses.replace(config, views=views, taps=taps),
+        dataset=dataclasses.replace(dataset, train=dataset.test, digest=digest),
+        identity=evaluation_identity(setup.identity, digest, as_plain(transform)),
+        path=evaluation_path(setup.path, test_name(digest)),
+    )
+
+
+def open_evaluated(setup: Setup, *, every_byte: bool) -> TeacherCache | None:
+    """Open the evaluation cache of `setup`'s test images; None if it is missing or damaged.
+
+    every_byte: compare all checksums.
+    """
+    evaluation = evaluation_setup(setup)
+    try:
+        cache = TeacherCache.open(evaluation.path, num_views=1, taps=evaluation.tap_names)
+    except CacheError:
+        return None
+    if cache.identity != evaluation.identity or cache.source.faults(every_byte=every_byte):
+        return None
+    return cache

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from teach_once.nets.metrics import count_errors
 from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.teacher.taps import Tap
 from teach_once.nets.teacher.teacher import Teacher, load_teacher_network
@@ -36,7 +35,7 @@ from teach_once.views.augment.augment import pixel_canary
 from teach_once.views.datasets import Dataset
 from teach_once.views.identity import preview_views
 from teach_once.views.pixels.batches import ViewBatch
-from teach_once.views.pixels.resident import calibration_batches, evaluation_pixels, open_pixels
+from teach_once.views.pixels.resident import calibration_batches, open_pixels
 from teach_once.views.pixels.streaming import MOST_PART_BYTES
 
 _NAMED = 20
@@ -87,7 +86,8 @@ class PassOptions:
 class TeacherPass:
     """A teacher and the views of its dataset on one device."""
 
-    def __init__(self, setup: Setup, options: PassOptions) -> None:
+    def __init__(self, setup: Setup, options: PassOptions, teacher: Teacher | None = None) -> None:
+        """Load the teacher, unless another pass has loaded it. Raises ArchError or DatasetError."""
         self.setup, self.options = setup, options
         self.batch_size = options.batch_size or _BATCH_SIZE
         self.images_per_second = 0.0  # set by a trial
@@ -98,13 +98,17 @@ class TeacherPass:
         self.pixels = open_pixels(
             dataset.train, config.views, self._normalization, device, options.num_workers
         )
-        with naming_classes(dataset, setup.num_classes):
-            self.teacher: Teacher = load_teacher_network(
+        self.teacher = teacher or self._load_teacher()
+
+    def _load_teacher(self) -> Teacher:
+        setup, config = self.setup, self.setup.config
+        with naming_classes(setup.dataset, setup.num_classes):
+            return load_teacher_network(
                 config.teacher,
                 setup.stages,
                 num_classes=setup.num_classes,
                 image_shape=self.pixels.shape,
-                device=device,
+                device=self.options.device,
                 calibration=calibration_batches(self.pixels),
                 has_embedding=bool(config.taps.embedding),
             )
@@ -185,25 +189,6 @@ class TeacherPass:
         """Return the taps of samples `sample_ids` on the device: name -> (M, ...)."""
         parts = [values for _, values in self.batches([view], sample_ids, taps)]
         return {tap: torch.cat([part[tap] for part in parts]) for tap in parts[0]}
-
-    def test_errors(self) -> dict[str, float]:
-        """Return the teacher's error (%) on the test split; {} if it has no logits."""
-        if not self.setup.num_classes:
-            return {}
-        test = evaluation_pixels(
-            self.setup.dataset.test,
-            self.setup.config.views,
-            self._normalization,
-            self.options.device,
-            self.options.num_workers,
-        )
-        batches = test.batches([0], np.arange(len(test)), self.batch_size)
-        logits = [Tap("logits")]
-        metrics = count_errors(
-            (self.teacher.outputs(batch.inputs, batch.labels, logits)["logits"], batch.labels)
-            for batch in batches
-        )
-        return {f"test_{name}": value for name, value in metrics.items()}
 
     def content(self) -> CacheContent:
         """Return the content of the new cache."""

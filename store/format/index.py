@@ -24,14 +24,13 @@ from teach_once.runtime.safe.safe_read import BadFile, parse_json
 from teach_once.store.format.journal import is_journal_file
 from teach_once.store.format.manifest import Manifest, Sha256, first_problem
 from teach_once.store.format.spec import (
-    EVALUATION,
     JOURNAL,
     ZARR_GROUP,
     bytes_crc32c,
     crc_hex,
     metadata_names,
 )
-from teach_once.store.identity import NAME_PATTERN, canonical_json, identity_sha256
+from teach_once.store.identity import EVALUATION, NAME_PATTERN, canonical_json, identity_sha256
 
 INDEX = "index.json"
 MAX_INDEX_BYTES = 16 * 2**20

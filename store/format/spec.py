@@ -69,7 +69,6 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 ZARR_GROUP = "teacher.zarr"
 JOURNAL = "journal"
-EVALUATION = "evaluation"  # the folder of the caches inside a cache
 LABELS = "labels"
 LABELS_DTYPE = "int64"
 PREVIEW = "preview"

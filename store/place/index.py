@@ -31,7 +31,8 @@ from teach_once.store.format.journal import (
 )
 from teach_once.store.format.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from teach_once.store.format.metadata import MAX_METADATA_BYTES
-from teach_once.store.format.spec import EVALUATION, JOURNAL, MANIFEST
+from teach_once.store.format.spec import JOURNAL, MANIFEST
+from teach_once.store.identity import EVALUATION
 from teach_once.store.place.open import place_at
 from teach_once.store.place.place import Place, ReadablePlace, read_document
 

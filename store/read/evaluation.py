@@ -13,12 +13,13 @@ from pathlib import Path
 
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.errors import CacheError, CacheMismatch, Fault
-from teach_once.store.format.spec import EVALUATION, MANIFEST
-from teach_once.store.identity import NAME_PATTERN, PARENT, Identity, identity_sha256
+from teach_once.store.format.spec import MANIFEST
+from teach_once.store.identity import EVALUATION, NAME_PATTERN, PARENT, Identity, identity_sha256
 from teach_once.store.place.open import place_at
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.zarr_source import manifest_at
 
+_DIGITS = 8  # of the split's digest, in a name
 _OTHER_PARENT = "belongs to another cache than the one around it"
 
 
@@ -27,6 +28,11 @@ def evaluation_path(cache: Path, name: str) -> Path:
     if not _is_name(name):
         raise CacheError(f"{one_line(name)!r} is not a name of an evaluation cache")
     return cache / EVALUATION / name
+
+
+def test_name(split_digest: str) -> str:
+    """Return the name of the evaluation cache of test images with this digest."""
+    return f"test-{split_digest[:_DIGITS]}"
 
 
 def evaluation_names(cache: Path) -> list[str]:

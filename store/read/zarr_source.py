@@ -30,6 +30,7 @@ from teach_once.store.errors import (
     CacheMissing,
     Fault,
     PassCommand,
+    caches_folder,
     damage_as_error,
     damage_error,
     remote_fix,
@@ -297,7 +298,7 @@ def open_folder(path: Path, manifest: Manifest | None = None) -> ZarrSource:
 
 def folder_source(path: Path, manifest: Manifest, journal: Journal) -> ZarrSource:
     """Return the source of a cache folder whose manifest and journal were read."""
-    fix = PassCommand(manifest.teacher, caches=path.parent, full_check=True)
+    fix = PassCommand(manifest.teacher, caches=caches_folder(path), full_check=True)
     return ZarrSource(Folder(path), manifest, journal, fix)
 
 

@@ -81,8 +81,12 @@ def test_from_the_plan_to_a_student(
 
     assert cli(words) == 0  # into a folder
     folder = Path("there") / name
-    for file, content in chunks_of(server, name).items():
-        assert (folder / "teacher.zarr" / file).read_bytes() == content, file
+    (inside,) = (folder / "evaluation").iterdir()
+    for cache in (name, f"{name}/evaluation/{inside.name}"):
+        chunks = chunks_of(server, cache)
+        assert chunks
+        for file, content in chunks.items():
+            assert (folder.parent / cache / "teacher.zarr" / file).read_bytes() == content, file
     ours = json.loads(server.ask("GET", f"caches/{name}/manifest.json"))
     theirs = json.loads((folder / "manifest.json").read_text())
     for rate in (ours["measured"], theirs["measured"]):

@@ -18,6 +18,7 @@ from teach_once.precompute.command import cli
 from teach_once.precompute.verify import cli as verify
 from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store import TeacherCache
+from teach_once.store.read.evaluation import evaluation_names, open_evaluation
 from tests.support import slow_teacher
 from tests.support.caches.object_store import Server, emptied, running
 from tests.support.caches.teacher_cache import make_cache
@@ -87,6 +88,10 @@ def assert_same(caches: Path, alone: TeacherCache) -> None:
     assert len(blocks) == len(set(blocks)) == NUM_BLOCKS
     assert not list(path.rglob("*.tmp"))
     assert not list(path.rglob("*.spool"))
+    (name,) = evaluation_names(path)
+    tested, theirs = (open_evaluation(each.path, each.identity, name) for each in (cache, alone))
+    assert tested.faults() == []
+    assert np.array_equal(tested.labels, theirs.labels)
     for figure in ("test_top1_error", "train_agreement"):
         assert cache.measured[figure] == pytest.approx(alone.measured[figure])
 

@@ -139,6 +139,7 @@ def command(config: TeacherConfig, caches: Path, *arguments: str) -> list[str]:
     ]
 
 
+@pytest.mark.usefixtures("all_digits")
 def test_a_second_call_does_nothing_says_so_and_loads_no_torch(
     small_teacher: Make, tmp_path: Path
 ) -> None:

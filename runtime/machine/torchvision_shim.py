@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,24 +40,27 @@ def install() -> None:
 
 
 class _BeforeTorchvision:
-    """An import hook that declares the operators before torchvision is imported."""
+    """An import hook that declares the operators before torchvision registers abstract versions.
+
+    It waits for the submodule that registers them, because `import torchvision` without torch
+    imports torch, and so calls `install`, when torchvision itself is already being imported.
+    """
 
     @staticmethod
     def find_spec(
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name == "torchvision" and not _declared:
-            spec = PathFinder.find_spec(name)
-            if spec is not None and not _operators_load(spec):
-                _declare()
+        wanted = name == "torchvision._meta_registrations" and not _declared
+        if wanted and not _operators_load(path or ()):
+            _declare()
         return None
 
 
-def _operators_load(spec: ModuleSpec) -> bool:
+def _operators_load(folders: Sequence[str]) -> bool:
     """Load torchvision's compiled operators as its import does; returns False on failure."""
     import torch
 
-    for folder in spec.submodule_search_locations or ():
+    for folder in folders:
         for library in (*Path(folder).glob("_C*.so"), *Path(folder).glob("_C*.pyd")):
             try:
                 torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]

@@ -222,10 +222,11 @@ def test_processes_that_the_command_starts_do_not_run_such_a_file_either(tmp_pat
     subprocess.run(command, cwd=tmp_path / "here", env=environment, check=True)
 
 
+@pytest.mark.parametrize("modules", ["torchvision", "timm", "torch, torchvision"])
 def test_torchvision_and_timm_can_be_imported_where_the_project_is_installed(
-    installed: Path, tmp_path: Path
+    modules: str, installed: Path, tmp_path: Path
 ) -> None:
-    run(installed / "python", "-c", "import timm, torchvision", cwd=tmp_path)
+    run(installed / "python", "-c", f"import {modules}", cwd=tmp_path)
 
 
 def test_the_editable_project_is_found_by_torch_too(editable: Path, tmp_path: Path) -> None:

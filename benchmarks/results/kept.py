@@ -1,14 +1,14 @@
-"""What the finished runs of a study say of themselves, in docs/results/NAME.json.
+"""The results of a study's finished runs, in docs/results/NAME.json.
 
 A study is trained in parts: all its methods by one command, one of them again with fewer views by
-another. Each part is kept with its command, and names its runs by a label of its own.
+another. Each part is kept with its command and labels its runs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -16,25 +16,25 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 
 from benchmarks.harness import machine
 from teach_once.report.runs import Result, results_in
+from teach_once.report.table import Spread
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.safe.files import write_atomically
 from teach_once.store import TeacherCache
 
 KEPT = Path("docs/results")
 _METHOD = "{method}"
-_LIVE = ("-live", "-live-bn")  # end a method's name where the teacher ran in the loop
 
 
 class ResultsError(UserError, ValueError):
-    """A page that names what is not kept, or a kept file that says something else."""
+    """A page names results that are not kept, or a kept file is not valid."""
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Part:
     """The runs of one command. machine: that trained them.
 
-    jobs: how many were trained side by side. label: of a run, which may contain "{method}".
-    record_bytes: of the cache that they read, each sample and view; None where nobody asked for it.
+    jobs: number of runs trained in parallel. label: of a run, which may contain "{method}".
+    record_bytes: of the cache that they read, per sample and view; None if it was not recorded.
     """
 
     command: str
@@ -44,57 +44,59 @@ class Part:
     record_bytes: int | None
     results: tuple[Result, ...]
 
-    @property
-    def methods(self) -> set[str]:
-        return {result.method for result in self.results}
-
     def replaces(self, older: Part) -> bool:
-        return self.label == older.label and bool(self.methods & older.methods)
-
-    def labeled(self) -> Iterator[LabeledResult]:
-        for result in self.results:
-            label = self.label.replace(_METHOD, result.method)
-            is_live = not result.reads_cache and result.method.endswith(_LIVE)
-            labeled = dataclasses.replace(result, method=label)
-            yield LabeledResult(labeled, self.record_bytes, is_live, self.jobs)
+        methods = {result.method for result in self.results}
+        return self.label == older.label and any(r.method in methods for r in older.results)
 
 
-@dataclasses.dataclass(frozen=True)
-class LabeledResult:
-    """A run under the label of its part, which stands where its method stood.
+@dataclass(frozen=True)
+class MethodRuns:
+    """The runs of one method with all seeds; `Result.method` is the label."""
 
-    is_live: whether a teacher ran in the loop. jobs: how many were trained side by side.
-    """
-
-    result: Result
+    label: str
+    results: list[Result]
     record_bytes: int | None
-    is_live: bool
     jobs: int
 
     @property
-    def machine_seconds(self) -> float:
-        """Its share of the time for which the machine trained."""
-        return self.result.seconds / self.jobs
+    def first(self) -> Result:
+        return self.results[0]
+
+    @property
+    def error(self) -> Spread:
+        return Spread.of([result.last.top1 for result in self.results])
+
+    @property
+    def seconds(self) -> Spread:
+        return Spread.of([result.seconds for result in self.results])
+
+    @property
+    def bytes_per_image(self) -> int | None:
+        """The cache's bytes per image: 0 if no run reads it, None if it was not recorded."""
+        if not self.first.reads_cache:
+            return 0
+        return None if self.record_bytes is None else self.record_bytes * self.first.num_views
 
 
 _PARTS = TypeAdapter(tuple[Part, ...])
 
 
-def load_kept(file: Path) -> tuple[LabeledResult, ...]:
-    """All runs of a study. Raises ResultsError."""
-    return _labeled(_load_parts(file), file)
+def load_kept(file: Path) -> tuple[MethodRuns, ...]:
+    """Load all runs of a study, grouped by label. Raises ResultsError."""
+    return _all_runs(_load_parts(file), file)
 
 
-def _labeled(parts: Iterable[Part], file: Path) -> tuple[LabeledResult, ...]:
-    """Raises ResultsError where two runs have one name."""
-    found = tuple(each for part in parts for each in part.labeled())
-    seen: set[tuple[str, int]] = set()
-    for each in found:
-        key = each.result.method, each.result.seed
-        if key in seen:
-            raise ResultsError(f"{file} has two runs of {key[0]} with seed {key[1]}")
-        seen.add(key)
-    return found
+def _all_runs(parts: Iterable[Part], file: Path) -> tuple[MethodRuns, ...]:
+    """In the order in which the labels first come. Raises ResultsError."""
+    found = dict[str, MethodRuns]()
+    for part in parts:
+        for result in part.results:
+            label = part.label.replace(_METHOD, result.method)
+            runs = found.setdefault(label, MethodRuns(label, [], part.record_bytes, part.jobs))
+            if any(result.seed == each.seed for each in runs.results):
+                raise ResultsError(f"{file} has two runs of {label} with seed {result.seed}")
+            runs.results.append(replace(result, method=label))
+    return tuple(found.values())
 
 
 def _load_parts(file: Path) -> tuple[Part, ...]:
@@ -117,9 +119,9 @@ def keep(
     cache: Path | None = None,
     folder: Path = KEPT,
 ) -> Path:
-    """Put what the runs of a folder say into the study's file.
+    """Put the results of a folder's runs into the study's file.
 
-    They take the place of a part with the same label that has one of their methods.
+    They replace a part with the same label and one of their methods.
 
     names: as in `report.runs.results_in`. jobs, label: as in `Part`. cache: that the runs read, for
     the bytes of a record. Raises CacheError, ReportError, ResultsError.
@@ -128,28 +130,22 @@ def keep(
     if found.left_out:
         raise ResultsError("\n".join(found.left_out.values()))
     record_bytes = None if cache is None else TeacherCache.open(cache).manifest.record_bytes
-    results = tuple(_with_tested_epochs(result) for result in found.results)
+    results = tuple(
+        replace(result, curve=tuple(point for point in result.curve if point.top1 is not None))
+        for result in found.results
+    )
     file = folder / f"{name}.json"
     part = Part(command, machine(), jobs, label, record_bytes, results)
     older = _load_parts(file) if file.exists() else ()
     parts = [*(each for each in older if not part.replaces(each)), part]
-    _labeled(parts, file)
+    _all_runs(parts, file)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, _text(parts).encode())
+    write_atomically(file, ("[\n" + ",\n".join(map(_as_json, parts)) + "\n]\n").encode())
     return file
 
 
-def _with_tested_epochs(result: Result) -> Result:
-    tested = tuple(point for point in result.curve if point.top1 is not None)
-    return dataclasses.replace(result, curve=tested)
-
-
-def _text(parts: Iterable[Part]) -> str:
+def _as_json(part: Part) -> str:
     """JSON with a line per run, so that differences between versions can be read."""
-    return "[\n" + ",\n".join(map(_text_of, parts)) + "\n]\n"
-
-
-def _text_of(part: Part) -> str:
     plain = TypeAdapter(Part).dump_python(part, mode="json")
     runs = ",\n".join(json.dumps(run) for run in plain.pop("results"))
     return f'{json.dumps(plain)[:-1]}, "results": [\n{runs}\n]}}'

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.results.kept import KEPT, ResultsError, keep, load_kept
-from benchmarks.results.tables import by_label
 from teach_once.__main__ import main as teach_once
 from teach_once.configs.load import load_student
 from teach_once.configs.schema import MultiStep, StudentConfig
@@ -242,7 +241,7 @@ def _weighted(
 def best_weights(student: str, folder: Path = KEPT) -> dict[str, float]:
     """The weight of each method with the lowest validation error, among those tried."""
     errors: dict[str, dict[float, float]] = {}
-    for each in by_label(load_kept(folder / f"{student}-weights.json")):
+    for each in load_kept(folder / f"{student}-weights.json"):
         method, _, weight = each.label.partition(", weight ")
         error = each.first.last_validation
         if error is None:

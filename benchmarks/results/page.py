@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.results.kept import KEPT, LabeledResult, ResultsError, load_kept
+from benchmarks.results.kept import KEPT, MethodRuns, ResultsError, load_kept
 from benchmarks.results.pictures import PICTURES
 from benchmarks.results.tables import TABLES
 from teach_once.report.table import in_markdown
@@ -39,39 +39,36 @@ _Made = TypeVar("_Made")
 
 
 def page_with_tables(text: str, folder: Path = KEPT) -> str:
-    """The page with every marked table computed from the kept files. Raises ResultsError."""
+    """Compute every marked table of the page from the kept files. Raises ResultsError."""
 
     def table(mark: re.Match[str]) -> str:
         opening = mark[0].partition("\n")[0]
-        make = _of_kind(TABLES, mark, opening)
-        return f"{opening}\n{in_markdown(make(_runs(mark, opening, folder)))}<!-- end -->"
+        return f"{opening}\n{in_markdown(_computed(TABLES, mark, folder))}<!-- end -->"
 
     return _TABLE.sub(table, text)
 
 
 def pictures_of(text: str, folder: Path = KEPT) -> dict[str, bytes]:
-    """{file name: SVG bytes} of every marked picture of the page. Raises ResultsError."""
-    return {
-        mark["file"]: _of_kind(PICTURES, mark, mark[0])(_runs(mark, mark[0], folder))
-        for mark in _PICTURE.finditer(text)
-    }
+    """Draw every marked picture of the page: {file name: SVG}. Raises ResultsError."""
+    return {mark["file"]: _computed(PICTURES, mark, folder) for mark in _PICTURE.finditer(text)}
 
 
-def _of_kind(known: Mapping[str, _Made], mark: re.Match[str], opening: str) -> _Made:
+def _computed(
+    known: Mapping[str, Callable[[Sequence[MethodRuns]], _Made]], mark: re.Match[str], folder: Path
+) -> _Made:
+    """Compute what is marked, from the methods that the mark names, or from all of the study."""
+    opening = mark[0].partition("\n")[0]
     if mark["kind"] not in known:
         what = opening.split()[1].rstrip(":")
         raise ResultsError(f"{opening}: unknown {what}; known: {', '.join(known)}")
-    return known[mark["kind"]]
-
-
-def _runs(mark: re.Match[str], opening: str, folder: Path) -> Sequence[LabeledResult]:
-    """Load the runs of a mark's study, or of the methods that the mark names."""
-    runs = load_kept(folder / f"{mark['study']}.json")
-    methods = shlex.split(mark["methods"] or "")
-    found = {run.result.method for run in runs}
-    if unknown := [method for method in methods if method not in found]:
+    runs = {each.label: each for each in load_kept(folder / f"{mark['study']}.json")}
+    labels = shlex.split(mark["methods"] or "") or list(runs)
+    if unknown := [label for label in labels if label not in runs]:
         raise ResultsError(f"{opening}: no run of {', '.join(unknown)} is kept")
-    return [r for method in methods for r in runs if r.result.method == method] or runs
+    try:
+        return known[mark["kind"]]([runs[label] for label in labels])
+    except ResultsError as error:
+        raise ResultsError(f"{opening}: {mark['kind']}: {error}") from None
 
 
 def write(page: Path, folder: Path = KEPT) -> None:

@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def labels_of(folder: Path, study: str) -> list[str]:
-    return [each.result.method for each in load_kept(folder / "docs/results" / f"{study}.json")]
+    return [each.label for each in load_kept(folder / "docs/results" / f"{study}.json")]
 
 
 @pytest.mark.long
@@ -92,7 +92,7 @@ def test_every_part_is_kept_under_its_labels(folder: Path) -> None:
 @pytest.mark.long
 def test_reduced_records_are_those_that_were_read(folder: Path) -> None:
     kept = load_kept(folder / "docs/results" / f"{STUDENT}.json")
-    size = {each.result.method: each.record_bytes or 0 for each in kept}
+    size = {each.label: each.record_bytes or 0 for each in kept}
     assert size["cd+gkd, 9 views"] == size["cd+gkd, 4 views"]
     assert size["cd+gkd, 1 logit, uint8 means"] < size["cd+gkd, uint8"] < size["cd+gkd, 4 views"]
     assert size["cd+gkd, 4 views"] < size["cd+gkd"]
@@ -103,7 +103,7 @@ def test_the_chosen_weights_have_the_lowest_validation_error(folder: Path) -> No
     best = long_study.best_weights(STUDENT, folder / "docs/results")
     assert set(best) == set(WEIGHTS)
     tried = load_kept(folder / "docs/results" / f"{STUDENT}-weights.json")
-    error = {each.result.method: each.result.last_validation or 0.0 for each in tried}
+    error = {each.label: each.first.last_validation or 0.0 for each in tried}
     for method, weight in best.items():
         others = [error[f"{method}, weight {each:g}"] for each in WEIGHTS[method]]
         assert error[f"{method}, weight {weight:g}"] == min(others)

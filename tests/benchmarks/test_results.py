@@ -198,14 +198,14 @@ def test_a_part_of_another_method_does_not_take_the_place_of_one_with_its_label(
 ) -> None:
     for method in ("cd", "kd"):
         _keep(monkeypatch, kept, (_result(method, 0, 30.0),), "{method}, 2 views")
-    names = {each.result.method for each in load_kept(kept / "study.json")}
+    names = {each.label for each in load_kept(kept / "study.json")}
     assert {"cd, 2 views", "kd, 2 views"} <= names
 
 
 def test_one_name_for_two_runs_is_refused(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ResultsError, match="two runs of cd with seed 0"):
         _keep(monkeypatch, kept, (_result("kd", 0, 1.0),), "cd")
-    assert len(load_kept(kept / "study.json")) == len(_RESULTS)
+    assert sum(len(each.results) for each in load_kept(kept / "study.json")) == len(_RESULTS)
 
 
 def test_bytes_of_an_image_are_those_of_all_its_views(
@@ -295,7 +295,7 @@ def test_runs_are_kept_and_come_back(trained: Trained, tmp_path: Path) -> None:
     command, cache = "make train-student", study.cache.path
     file = keep("digits", study.folder, [], command, cache=cache, folder=tmp_path)
     (kept,) = load_kept(file)
-    assert kept.result == result
+    assert kept.results == [result]
     assert kept.record_bytes == study.cache.manifest.record_bytes
     assert dataclasses.asdict(result)["curve"]
 

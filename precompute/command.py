@@ -246,7 +246,7 @@ def _fill_on_cluster(
 
 
 def _print_plan(cost: Plan, setup: Setup, console: Console) -> None:
-    console.print(f"{setup.path}: {cost.summary()}\n{cost.table()}")
+    console.print(f"{cost.table(setup.path)}\n\n{cost.tap_table()}")
 
 
 def _check_block_rows(block_rows: int | None) -> None:

@@ -15,7 +15,14 @@ from teach_once.precompute.compute.blocks import QUEUED_BLOCKS
 from teach_once.precompute.compute.teacher_pass import TeacherPass
 from teach_once.precompute.compute.trial import pass_rate
 from teach_once.runtime.command.cost import Memory, memory_with
-from teach_once.runtime.formats import counted, format_duration, format_rate, format_size
+from teach_once.runtime.formats import (
+    counted,
+    format_duration,
+    format_rate,
+    format_rows,
+    format_size,
+    format_table,
+)
 from teach_once.store import CacheContent
 from teach_once.store.errors import CacheError, CacheNotWritable
 from teach_once.store.format.content import draft_manifest
@@ -69,30 +76,38 @@ class Plan:
         images = self.pending_records + self.test_images
         return images / max(self.images_per_second, 1e-9) / 3600 + self.trial_hours
 
-    def summary(self) -> str:
-        """Return the plan in one line."""
+    def table(self, path: Path, images: str = "") -> str:
+        """Return the plan of the cache at `path` as rows of a label and a value.
+
+        images: where the images are during the pass.
+        """
         m = self.manifest
-        return (
-            f"{m.num_views:,} views x {m.num_samples:,} samples = {self.num_records:,} records of "
-            f"{m.record_bytes:,} bytes = {format_size(self.num_records * m.record_bytes)} in "
-            f"{self.num_files:,} files; {self._to_copy()}to do: {self.pending_records:,} records, "
-            f"{format_size(self.bytes_to_write)}{self._spool()}{self._free()}"
-            f"{self._time()}; {self.memory}"
+        rows = [
+            ("cache", str(path)),
+            (
+                "size",
+                f"{format_size(self.num_records * m.record_bytes)} in {self.num_files:,} files: "
+                f"{m.num_views:,} views x {m.num_samples:,} samples, {m.record_bytes:,} bytes each",
+            ),
+        ]
+        if self.carried_from is not None:
+            rows.append(("to copy", f"{self.carried_records:,} records from {self.carried_from}"))
+        rows.append(
+            ("to do", f"{self.pending_records:,} of {self.num_records:,} records, {self._disk()}")
         )
+        if self.pending_records:
+            rows.append(("time", self._time()))
+        rows.append(("memory", self.memory.with_free()))
+        if images:
+            rows.append(("images", images))
+        return format_rows(rows)
 
-    def _to_copy(self) -> str:
-        if self.carried_from is None:
-            return ""
-        return f"to copy: {self.carried_records:,} records from {self.carried_from}; "
-
-    def _spool(self) -> str:
-        return f" and {format_size(self.spool_bytes)} while it runs" if self.spool_bytes else ""
-
-    def _free(self) -> str:
-        free = format_size(self.free_bytes)
-        if not self.is_remote:
-            return f" ({free} free)"
-        return f" on this machine ({free} free)" if self.spool_bytes else ""
+    def _disk(self) -> str:
+        spool = f" and {format_size(self.spool_bytes)} while it runs" if self.spool_bytes else ""
+        free = f"({format_size(self.free_bytes)} free)"
+        if self.is_remote:
+            free = f"on this machine {free}" if self.spool_bytes else ""
+        return f"{format_size(self.bytes_to_write)}{spool} {free}".rstrip()
 
     @property
     def disk_bytes(self) -> int:
@@ -100,25 +115,21 @@ class Plan:
         return self.spool_bytes + (0 if self.is_remote else self.bytes_to_write)
 
     def _time(self) -> str:
-        if not self.pending_records:
-            return ""
         rate = f"{format_rate(self.images_per_second)} images/s on {self.device}"
         tests = f", with {counted(self.test_images, 'test image')}" if self.test_images else ""
         trial = " and a trial of the batch size" if self.trial_hours else ""
-        return f", about {format_duration(self.hours)} at {rate}{tests}{trial}"
+        return f"about {format_duration(self.hours)} at {rate}{tests}{trial}"
 
-    def table(self) -> str:
+    def tap_table(self) -> str:
         """Return a table of the bytes per tap."""
-        lines = [f"{'tap':<10} {'shape':<16} {'stored as':<16} {'bytes':>8} {'total':>10}"]
+        rows = [("tap", "shape", "stored as", "bytes", "total")]
         for name, spec in self.manifest.taps.items():
             stored = spec.dtype + (f", scale per {spec.scale}" if spec.scale else "")
             stored += f", largest {spec.top}" if spec.top else ""
             shape = "x".join(map(str, spec.shape)) or "1"
-            total = format_size(spec.bytes_per_record * self.num_records)
-            lines.append(
-                f"{name:<10} {shape:<16} {stored:<16} {spec.bytes_per_record:>8,} {total:>10}"
-            )
-        return "\n".join(lines)
+            size = spec.bytes_per_record
+            rows.append((name, shape, stored, f"{size:,}", format_size(size * self.num_records)))
+        return format_table(rows)
 
 
 def planned(

@@ -79,7 +79,7 @@ class ClusterFill:
         """
         setup, content = self._setup, self._teacher_pass.content()
         plan = self._planned(content)
-        self._console.print(f"{setup.path}: {plan.summary()}")
+        self._console.print(plan.table(setup.path))
         check_disk_space(plan, setup)
         with (
             StopRequest() as stop,

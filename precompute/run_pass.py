@@ -67,7 +67,7 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         plan = _with_fastest_batch(teacher_pass, plan)
         console.print(f"batches of {teacher_pass.batch_size} images were the fastest")
     teacher_pass.images_per_second = plan.images_per_second
-    console.print(f"{setup.path}: {plan.summary()}; images {teacher_pass.pixels.where}")
+    console.print(plan.table(setup.path, teacher_pass.pixels.where))
     check_disk_space(plan, setup)
     with (
         StopRequest() as stop,

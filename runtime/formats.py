@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_LABEL_WIDTH = 9  # of the rows of all plans
+
 
 def format_size(num_bytes: float) -> str:
     """Format bytes in decimal units: 1,234,567 -> "1.2 MB"."""
@@ -40,7 +42,12 @@ def format_age(seconds: float) -> str:
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Format rows as lines with left-aligned columns; the first row is the header."""
+    """Format rows as lines with left-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def format_rows(rows: Sequence[tuple[str, str]]) -> str:
+    """Format labels and values as lines, as in a plan: labels are padded to a common width."""
+    return "\n".join(f"{label:<{_LABEL_WIDTH}}{value}" for label, value in rows)

@@ -85,7 +85,7 @@ def train_student(
             console,
             has_trial=False,
             ranks=teaching.nproc,
-            is_shown_if_finished=retrain,
+            is_missing_only=True,
         )
     train = functools.partial(train_single, request, compute, recording, retrain=retrain)
     run_stages({**teachers.stages(console), "student": train}, teaching)

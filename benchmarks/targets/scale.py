@@ -231,7 +231,7 @@ def memory_of_training(size: ScaleStudy, seconds: float) -> tuple[float, float]:
 def planned_bytes(plan: list[str]) -> float:
     """The memory that a printed plan contains, in bytes."""
     done = subprocess.run(_program(plan), cwd=ROOT, check=True, capture_output=True, text=True)
-    pattern = r"at most about ([\d.,]+) (B|kB|MB|GB|TB) of memory"
+    pattern = r"at most about ([\d.,]+) (B|kB|MB|GB|TB) of RAM"
     if (found := re.search(pattern, " ".join(done.stdout.split()))) is None:
         raise RuntimeError(f"the plan does not contain the memory it takes: {done.stdout}")
     return float(found[1].replace(",", "")) * _UNITS[found[2]]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teach_once.runtime.formats import format_size
+from teach_once.runtime.machine.resources import free_memory
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,11 @@ class Memory:
 
     def __str__(self) -> str:
         on_gpu = f" and {format_size(self.gpu_bytes)} on the GPU" if self.gpu_bytes else ""
-        return f"at most about {format_size(self.ram_bytes)} of memory{on_gpu}"
+        return f"at most about {format_size(self.ram_bytes)} of RAM{on_gpu}"
+
+    def with_free(self) -> str:
+        """Return the text with the RAM that is free now."""
+        return f"{self} ({format_size(free_memory())} free)"
 
 
 def peak_memory() -> int:

@@ -97,7 +97,7 @@ def test_from_the_plan_to_a_student(
     capsys.readouterr()
     server.requests.clear()
     assert cli(to_bucket(words, "--plan")) == 0
-    assert "to do: 0 records" in capsys.readouterr().out
+    assert "to do    0 of" in capsys.readouterr().out
     assert cli(to_bucket(words)) == 0
     assert "is complete: nothing to do" in capsys.readouterr().out
     assert not any(method == "PUT" for method, _ in server.requests)
@@ -119,7 +119,7 @@ def test_a_pass_resumes_grows_and_mends(
 ) -> None:
     assert cli(to_bucket(words, "views.count=2")) == 0
     assert cli(to_bucket(words)) == 0
-    assert "to do: 60 records" in capsys.readouterr().out
+    assert "to do    60 of" in capsys.readouterr().out
     name = name_of(server)
     before = chunks_of(server, name)
     key = f"caches/{name}/teacher.zarr/stage1/c.2.3.0"

@@ -143,7 +143,7 @@ def test_the_driver_may_be_stopped_or_killed_and_continues_from_what_is_committe
     finished = started(*call)
     printed, errors = finished.communicate(timeout=300)
     assert finished.returncode == 0, errors
-    assert f"to do: {16 * (NUM_BLOCKS - done):,} records" in printed
+    assert f"to do    {16 * (NUM_BLOCKS - done):,} of" in printed
     assert_same(tmp_path, alone)
 
 

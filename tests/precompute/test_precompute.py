@@ -146,7 +146,7 @@ def test_a_second_call_does_nothing_says_so_and_loads_no_torch(
     call = command(small_teacher(), tmp_path)
     first = run(*call)
     assert first.returncode == 0, first.stderr
-    assert "3 views x 60 samples = 180 records of 245 bytes" in first.stdout
+    assert " files: 3 views x 60 samples, 245 bytes each\n" in first.stdout
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     python = [sys.executable, "-X", "importtime", "-m"]
     second = subprocess.run([*python, *call], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -174,7 +174,7 @@ def test_a_killed_pass_loses_at_most_the_blocks_in_flight_and_resumes_to_the_sam
     assert committed >= 2
     resumed = run(*call)
     assert resumed.returncode == 0, resumed.stderr
-    todo = int(resumed.stdout.split("to do: ")[1].split()[0])
+    todo = int(resumed.stdout.split("to do ")[1].split()[0])
     assert todo <= 9 * 60 - (committed - 9) * 8 - 9 * 4  # no committed block is computed again
     whole = all_records(make_cache(config, tmp_path / "whole", batch_size=1, block_rows=8))
     (path,) = (tmp_path / "killed").iterdir()
@@ -257,7 +257,7 @@ def test_a_pass_stays_within_the_memory_that_its_plan_names(
         text=True,
         check=True,
     )
-    ((planned, unit),) = re.findall(r"at most about ([\d.,]+) (MB|GB) of memory", result.stdout)
+    ((planned, unit),) = re.findall(r"at most about ([\d.,]+) (MB|GB) of RAM", result.stdout)
     (peak,) = re.findall(r"peak (\d+)", result.stdout)
     assert int(peak) <= float(planned.replace(",", "")) * {"MB": 1e6, "GB": 1e9}[unit]
 
@@ -302,7 +302,7 @@ def test_a_plan_counts_the_trial_of_the_batch_size_and_the_test(
     assert plan.hours == pytest.approx(images / 0.25 / 3600, rel=1e-3)
     assert plan.trial_hours > 0
     rate = "at 0.25 images/s on cpu, with 797 test images and a trial of the batch size"
-    assert rate in plan.summary()
+    assert rate in plan.table(setup.path)
 
 
 def test_a_plan_of_a_repair_counts_the_damaged_blocks(
@@ -316,9 +316,9 @@ def test_a_plan_of_a_repair_counts_the_damaged_blocks(
     for options in (["--plan"], []):
         assert cli([*command(config, tmp_path)[1:], *options]) == 0
         printed = capsys.readouterr().out
-        assert f"to do: {rows:,} records, {format_size(size)}" in printed
+        assert f"to do    {rows:,} of 180 records, {format_size(size)}" in printed
     assert cli([*command(config, tmp_path)[1:], "--plan"]) == 0
-    assert "to do: 0 records, 0 B" in capsys.readouterr().out
+    assert "to do    0 of 180 records, 0 B" in capsys.readouterr().out
 
 
 def test_the_peak_is_that_of_the_program_alone() -> None:

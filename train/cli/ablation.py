@@ -172,7 +172,7 @@ def check_study(
     if found != ALL_FINISHED and (hint := slow_precision(config, teacher, local.caches, device)):
         console.print(hint)
     which = f"{', '.join(methods)} with seed {' '.join(map(str, seeds))}"
-    console.print(f"{config.name}: no mistake in {which}: {found}")
+    console.print(f"{config.name} is valid: {which}\n{found}")
 
 
 # ---- results

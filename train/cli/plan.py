@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -24,6 +25,7 @@ from teach_once.configs.schema import StudentConfig, TeacherConfig
 from teach_once.nets.networks.archs import stem_hint
 from teach_once.nets.weights.source import is_downloadable, weights_file
 from teach_once.runtime.command.options import Overrides, StudentName
+from teach_once.runtime.formats import format_rows
 from teach_once.store.errors import CacheError, CacheIncomplete
 from teach_once.store.inspect.find import cache_folder
 from teach_once.store.inspect.inspect import missing_records
@@ -122,7 +124,7 @@ def parse_seeds(text: str) -> list[int]:
 # ---- checks
 
 
-ALL_FINISHED = "all are finished"
+ALL_FINISHED = "all runs are finished"
 
 
 @dataclass(frozen=True)
@@ -187,9 +189,9 @@ def check_runs(runs: PlannedRuns, device: str) -> str:
         missing_taps(config, methods, list(each.stages), each.cache.taps) for each in study.teachers
     ):
         check_without_cache(config, teacher, methods, runs.storage.caches)
-        there = "there is no cache yet" if study is None else "the cache lacks some taps"
-        return f"device, images, networks, taps and losses; {there}"
-    return f"device, and {shown_path(study.cache.path)}, which has everything they read"
+        there = "does not exist yet" if study is None else "lacks some taps"
+        return f"checked: device, images, networks, taps and losses; the cache {there}"
+    return f"checked: device, and that {shown_path(study.cache.path)} has everything they read"
 
 
 def slow_precision(
@@ -217,23 +219,34 @@ def print_plan(
     *,
     has_trial: bool,
     ranks: int = 1,
-    is_shown_if_finished: bool = True,
+    is_missing_only: bool = False,
 ) -> None:
-    """Check that a run can work, and print existing and missing stages with their cost.
+    """Check that a run can work, and print its stages with their cost.
 
-    ranks: processes that will train it together. Raises as `check_runs` does.
+    ranks: processes that will train it together. is_missing_only: leave out finished stages, about
+    which the command that runs them prints a line. Raises as `check_runs` does.
     """
     config, teacher = open_configs(request.name, request.overrides)
     methods, seeds, local = [request.method], [request.seed], request.storage.local()
     runs = PlannedRuns(config, teacher, methods, seeds, local, request.placement, ranks)
     found = check_runs(runs, device)
-    if found == ALL_FINISHED and not is_shown_if_finished:
+    if found == ALL_FINISHED and is_missing_only:
         return
-    console.print(*plan_lines(runs, device if has_trial else None), sep="\n")
+    rows, hints = plan_rows(runs, device if has_trial else None)
+    shown = [(row.label, row.value) for row in rows if not (row.is_done and is_missing_only)]
+    console.print(format_rows(shown), *hints, sep="\n")
 
 
-def plan_lines(runs: PlannedRuns, device: str | None = None) -> list[str]:
-    """Return lines for the weights, the cache and a run: that it exists, or its cost.
+class PlanRow(NamedTuple):
+    """A row of a plan: a stage with its state, or a cost."""
+
+    label: str
+    value: str
+    is_done: bool = False
+
+
+def plan_rows(runs: PlannedRuns, device: str | None = None) -> tuple[list[PlanRow], list[str]]:
+    """Return rows for the weights, the cache and a run, that it exists or its cost; and hints.
 
     runs: one run. device: measures the time and the memory of a few steps.
     """
@@ -251,22 +264,20 @@ def plan_lines(runs: PlannedRuns, device: str | None = None) -> list[str]:
     except CacheError:
         if storage.cache is not None:
             raise
-        return [
-            *(line for each in teachers for line in _absent_lines(each, storage.caches)),
-            f"student  to train: {passes}",
-            *hints,
-        ]
-    lines = []
+        absent = [row for each in teachers for row in _absent_rows(each, storage.caches)]
+        return [*absent, PlanRow("student", f"to train: {passes}")], hints
+    rows = []
     for number, each in enumerate(study.teachers):
-        lines += _found_lines(each.config, each.cache, number > 0 or storage.cache is None)
+        rows += _found_rows(each.config, each.cache, number > 0 or storage.cache is None)
     (run,) = runs.of(study)
     if run.is_finished:
-        return [*lines, f"student  finished: {run.folder}"]
-    lines += [f"student  to train: {passes}", *hints]
+        return [*rows, PlanRow("student", f"finished: {run.folder}", is_done=True)], []
+    rows.append(PlanRow("student", f"to train: {passes}"))
     if device is not None:
-        with suppress(CacheIncomplete):  # reported in the line about the cache
-            lines += _trial_lines(run, device)
-    return lines
+        with suppress(CacheIncomplete):  # reported in the row of the cache
+            costs, slower = _trial_rows(run, device)
+            return [*rows, *costs], [*hints, *slower]
+    return rows, hints
 
 
 def stem_hints(
@@ -281,43 +292,42 @@ def stem_hints(
     return [hint for hint in hints if hint]
 
 
-def _absent_lines(teacher: TeacherConfig, caches_dir: Path) -> list[str]:
-    """Return lines about the weights and a possibly missing cache."""
+def _absent_rows(teacher: TeacherConfig, caches_dir: Path) -> list[PlanRow]:
+    """Return rows for the weights and a possibly missing cache."""
     dataset = load_dataset(teacher.dataset, caches_dir)
     path = cache_folder(caches_dir, teacher.name, teacher_identity(teacher, dataset))
-    return [_weights_line(teacher), _cache_line(teacher, path, len(dataset.train))]
+    return [_weights_row(teacher), _cache_row(teacher, path, len(dataset.train))]
 
 
-def _found_lines(teacher: TeacherConfig, cache: TeacherCache, may_grow: bool) -> list[str]:
-    """Return lines about the weights and a cache that may lack some configured taps."""
-    found = f"cache    found: {shown_path(cache.path)}"
-    line = _cache_line(teacher, cache.path, cache.num_samples) if may_grow else found
-    if line != found:
-        return [_weights_line(teacher), line]
+def _found_rows(teacher: TeacherConfig, cache: TeacherCache, may_grow: bool) -> list[PlanRow]:
+    """Return rows for the weights and a cache that may lack some configured taps."""
+    found = PlanRow("cache", f"found: {shown_path(cache.path)}", is_done=True)
+    row = _cache_row(teacher, cache.path, cache.num_samples) if may_grow else found
+    if not row.is_done:
+        return [_weights_row(teacher), row]
     weights = weights_file(teacher.teacher.weights)
     needed = "found" if weights.is_file() else "not needed, the cache is complete"
-    return [f"teacher  {needed}: {weights}", line]
+    return [PlanRow("teacher", f"{needed}: {weights}", is_done=True), row]
 
 
-def _cache_line(teacher: TeacherConfig, path: Path, samples: int) -> str:
-    """Return a line about the cache, with the images that the teacher must still process."""
+def _cache_row(teacher: TeacherConfig, path: Path, samples: int) -> PlanRow:
+    """Return a row for the cache, with the images that the teacher must still process."""
     views, arch = teacher.views.num_views, teacher.teacher.arch
     every = samples * views
     try:
         missing = missing_records(open_source(path), views, tap_names(teacher))
     except CacheError:
-        return (
-            f"cache    to build: {samples:,} samples x {views} views = {every:,} images through "
-            f"{arch}"
-        )
+        size = f"{samples:,} samples x {views} views = {every:,} images"
+        return PlanRow("cache", f"to build: {size} through {arch}")
     if not missing.records:
-        return f"cache    found: {shown_path(path)}"
+        return PlanRow("cache", f"found: {shown_path(path)}", is_done=True)
     what = f"extend by {missing.growth}" if missing.growth else "finish"
     images = f"{missing.records:,} of {every:,} images"
-    return f"cache    to {what}: {images} through {arch}, into {shown_path(path)}"
+    return PlanRow("cache", f"to {what}: {images} through {arch}, into {shown_path(path)}")
 
 
-def _trial_lines(run: Run, device: str) -> list[str]:
+def _trial_rows(run: Run, device: str) -> tuple[list[PlanRow], list[str]]:
+    """Return rows for the time and memory of a run, and a hint if its precision is slow."""
     from teach_once.runtime.formats import format_duration, format_rate
     from teach_once.runtime.machine.devices import pick_device
     from teach_once.train.sessions.trial import FASTER, format_slower, try_run
@@ -327,16 +337,17 @@ def _trial_lines(run: Run, device: str) -> list[str]:
     study = run.study
     images = len(study.dataset.train) * study.config.training.epochs
     hours = images / max(trial.images_per_second, 1e-9) / 3600
-    line = (
-        f"trial    {format_rate(trial.images_per_second)} images/s on {picked}: "
-        f"{format_duration(hours)} without tests; {trial.memory}"
-    )
+    rate = f"{format_rate(trial.images_per_second)} images/s on {picked}"
+    rows = [
+        PlanRow("time", f"about {format_duration(hours)} without tests at {rate}"),
+        PlanRow("memory", trial.memory.with_free()),
+    ]
     if picked.type != "cpu" or run.training.precision == "float32":
-        return [line]
-    rate = try_run(_in_float32(run), picked).images_per_second
-    if rate < FASTER * trial.images_per_second:
-        return [line]
-    return [line, format_slower(run.training.precision, trial.images_per_second, rate)]
+        return rows, []
+    in_float32 = try_run(_in_float32(run), picked).images_per_second
+    if in_float32 < FASTER * trial.images_per_second:
+        return rows, []
+    return rows, [format_slower(run.training.precision, trial.images_per_second, in_float32)]
 
 
 def _in_float32(run: Run) -> Run:
@@ -346,17 +357,15 @@ def _in_float32(run: Run) -> Run:
     return dataclasses.replace(run, study=dataclasses.replace(run.study, config=config))
 
 
-def _weights_line(teacher: TeacherConfig) -> str:
+def _weights_row(teacher: TeacherConfig) -> PlanRow:
     weights = weights_file(teacher.teacher.weights)
     if weights.is_file():
-        return f"teacher  found: {weights}"
+        return PlanRow("teacher", f"found: {weights}", is_done=True)
     if is_downloadable(teacher.teacher.weights):
-        return f"teacher  to download: {teacher.teacher.weights}"
+        return PlanRow("teacher", f"to download: {teacher.teacher.weights}")
     if teacher.training is None:
-        return f"teacher  missing: {weights}, and the config has no training block"
+        return PlanRow("teacher", f"missing: {weights}, and the config has no training block")
     limit = teacher.training.max_per_class
     images = f"at most {limit:,} images per class" if limit else "all training images"
-    return (
-        f"teacher  to train: {images} x {teacher.training.epochs} epochs through "
-        f"{teacher.teacher.arch} ({weights} not found)"
-    )
+    epochs = f"{teacher.training.epochs} epochs through {teacher.teacher.arch}"
+    return PlanRow("teacher", f"to train: {images} x {epochs}, into {weights}")

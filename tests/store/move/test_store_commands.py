@@ -256,7 +256,7 @@ def test_more_views_and_another_tap_add_to_the_cache_and_touch_nothing(
     before = {f: f.stat().st_mtime_ns for f in (path / "teacher.zarr").glob("*/c.*")}
     call = arguments_of(config, path.parent)
     assert precompute([*call, "views.count=5"]) == 0
-    assert "to do: 120 records" in capsys.readouterr().out
+    assert "to do    120 of" in capsys.readouterr().out
     assert precompute([*call, "views.count=5", "taps.attention=float16"]) == 0
     assert precompute([*call, "taps.hint={stage: stage2, dtype: float32}"]) == 0
     assert all(f.stat().st_mtime_ns == time_ns for f, time_ns in before.items())
@@ -297,10 +297,10 @@ def test_plan_says_everything_and_writes_nothing(
     call = arguments_of(small_teacher(), tmp_path, "--plan")
     assert precompute(call) == 0
     told = capsys.readouterr().out
-    assert "3 views x 60 samples = 180 records of 245 bytes = 44.1 kB in 240 files" in told
-    assert "to do: 180 records" in told
+    assert "size     44.1 kB in 240 files: 3 views x 60 samples, 245 bytes each\n" in told
+    assert "to do    180 of" in told
     assert "images/s on cpu" in told
-    assert "stage3     64               float16               128    23.0 kB" in told
+    assert "\nstage3   64     float16    128    23.0 kB\n" in told
     assert list(tmp_path.iterdir()) == []
     encoded, _ = encode_chunk(np.zeros((3, 2)), small_spec(), 4)
     assert encoded.size == 4 * 2 * 4 + 4

@@ -103,7 +103,7 @@ def test_a_report_of_runs_that_were_trained_before_the_pass_had_ended(
     assert "| kd |" in report.read_text()
     assert "| teacher |" not in report.read_text()
     assert precompute(arguments_of(small_teacher(), tmp_path / "caches")) == 0
-    assert "to do: 0 records" in capsys.readouterr().out
+    assert "to do    0 of" in capsys.readouterr().out
     assert train(call) == 0  # nothing to train, and the errors come from the cache
     assert write_printed_report(capsys.readouterr().out) == 0
     assert "| teacher |" in report.read_text()
@@ -190,7 +190,7 @@ def test_a_pass_for_fewer_views_than_were_meant_ends_after_them(
 ) -> None:
     path = interrupted("views.count=9", after=2)
     assert precompute(arguments_of(small_teacher(), tmp_path / "caches")) == 0
-    assert "to do: 148 records" in capsys.readouterr().out  # three views of 60 but for 32
+    assert "to do    148 of" in capsys.readouterr().out  # three views of 60 but for 32
     assert TeacherCache.open(path, num_views=3).measured["views"] == 3
 
 

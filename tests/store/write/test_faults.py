@@ -188,7 +188,7 @@ def test_a_pass_refuses_to_start_when_the_disk_is_too_small(
     arguments = arguments_of(small_teacher(), disk)
     assert cli(arguments) == 2
     told = capsys.readouterr()
-    assert "60 samples = 180 records of 245 bytes" in told.out
+    assert "60 samples, 245 bytes each\nto do    180 of 180 records" in told.out
     assert "bytes needed, 8,192 bytes free" in told.err
     assert not [entry for entry in disk.iterdir() if entry.is_dir()]
     ballast.unlink()

@@ -198,10 +198,13 @@ def test_the_plan_says_what_is_there_and_what_is_missing(
     assert "teacher  found" in told
     assert "cache    found" in told
     assert "student  to train: 60 samples x 3 epochs through resnet8" in told
-    assert re.search(r"trial    [\d,]+ images/s on cpu: \d+ s without tests; at most about", told)
+    assert re.search(r"\ntime     about \d+ s without tests at [\d,]+ images/s on cpu\n", told)
+    assert re.search(r"\nmemory   at most about [\d.]+ MB of RAM \([\d.]+ .B free\)\n", told)
     assert not list(tmp_path.glob("runs/*"))
     assert cli(["plan", "digits-resnet8", "--no-trial", *cached]) == 0
-    assert "trial" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "\ntime " not in told
+    assert "\nmemory " not in told
     assert (
         cli(
             [
@@ -235,7 +238,7 @@ def test_a_plan_says_where_bfloat16_is_slower_than_float32(
     told = capsys.readouterr().out
     hint = "hint: training.precision: bfloat16 is slower than float32 on this CPU: 100 against 300"
     assert (hint in told) == is_told
-    assert f"trial    {rates[0]:,.0f} images/s on cpu" in told
+    assert f"without tests at {rates[0]:,.0f} images/s on cpu" in told
     assert not left
     left[:] = [500.0]  # one trial
     assert cli([*call, "training.precision=float32"]) == 0
@@ -263,7 +266,7 @@ def test_a_run_stays_within_the_memory_that_its_plan_names(cached: list[str]) ->
             check=True,
         ).stdout
 
-    (planned,) = re.findall(r"at most about ([\d.]+) MB of memory", told("plan"))
+    (planned,) = re.findall(r"at most about ([\d.]+) MB of RAM", told("plan"))
     (peak,) = re.findall(r"peak (\d+)", told("student"))
     assert 0.7 * float(planned) < int(peak) / 1e6 <= float(planned)
 

@@ -355,6 +355,6 @@ def test_a_plan_with_from_says_what_is_copied_and_what_is_left(
     for more in (["--plan"], []):
         assert make_cache(root, "--reuse-from", str(old), *more) == 0
         told = capsys.readouterr().out
-        assert f"to copy: 16 records from {old}; to do: 14 records" in told
+        assert f"to copy  16 records from {old}\nto do    14 of 30 records" in told
         assert len(list((root / "caches").glob("teacher-*"))) == (1 if more else 2)
     assert "copied 4 of 8 blocks from" in told

@@ -194,7 +194,7 @@ def _find(kind: str, name_or_path: str) -> Path:
         return found
     names = available(kind)
     raise ConfigError(
-        f"no {kind} config {cut(repr(name_or_path))} in configs/{kind}"
+        f"unknown {kind} config {cut(repr(name_or_path))}"
         f"{did_you_mean(name_or_path, names, most=3)}",
         fix=f"{program_text('configs')} list",
     )

@@ -9,8 +9,10 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import ValidationError
 
+from teach_once.runtime.command.program import program_text
 from teach_once.runtime.errors import did_you_mean
 
+_MOST_LISTED = 8  # keys in a message
 _MISSING = (
     "missing",
     "missing_argument",
@@ -51,8 +53,11 @@ def _problem(schema: type, group: Sequence[Any]) -> str:
     if details["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         keys, owner = _resolve(schema, details["loc"])
         known = field_names(owner)
-        near = did_you_mean(str(keys[-1]), known)
-        return "unknown key" + (near or f"; the keys here are {', '.join(known)}")
+        near = did_you_mean(str(keys[-1]), known, most=3)
+        all_keys = f"the keys here are {', '.join(known)}"
+        if len(known) > _MOST_LISTED:
+            all_keys = f"{program_text('configs')} reference lists all keys"
+        return "unknown key" + (near or f"; {all_keys}")
     if details["type"] == "union_tag_not_found":
         return f"missing; expected one of {', '.join(_types_at(schema, details['loc']))}"
     if details["type"] in _MISSING:

@@ -103,7 +103,7 @@ def _load_parts(file: Path) -> tuple[Part, ...]:
     try:
         return _PARTS.validate_json(file.read_bytes())
     except FileNotFoundError:
-        raise ResultsError(f"there is no {file}") from None
+        raise ResultsError(f"file {file} not found") from None
     except ValidationError as error:
         raise ResultsError(f"{file}: {error.errors()[0]['msg']}") from None
 

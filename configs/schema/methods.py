@@ -30,15 +30,17 @@ from teach_once.configs.schema.scalars import (
     PositiveFloat,
     PositiveInt,
 )
+from teach_once.runtime.command.program import program_text
 from teach_once.runtime.errors import did_you_mean
 
 
 def _known_loss(name: str) -> str:
     if name in BUILT_IN_LOSSES or re.fullmatch(r"[\w.]+:\w+", name):
         return name
-    near = did_you_mean(name, BUILT_IN_LOSSES)
+    near = did_you_mean(name, BUILT_IN_LOSSES, most=3)
     raise ValueError(
-        f"unknown loss{near or '.'} Known: {', '.join(BUILT_IN_LOSSES)}, and package.module:name"
+        f"unknown loss{near or ': neither package.module:name nor a built-in loss;'} "
+        f"{program_text('configs')} reference lists all"
     )
 
 

@@ -161,7 +161,7 @@ def export_cache(cache: Path, file: Path) -> None:
     opened = TeacherCache.open(cache)
     if not file.parent.is_dir():
         fix = shlex.join(["mkdir", "-p", str(file.parent)])
-        raise CacheError(f"there is no folder {file.parent}", fix=fix)
+        raise CacheError(f"folder {file.parent} not found", fix=fix)
     write_hdf5(file, opened.manifest, opened.whole, opened.source.read)
 
 

@@ -392,11 +392,11 @@ class Bucket:
             )
         if "NoSuchBucket" in text:
             return NoBucket(
-                f"there is no bucket {self.url.bucket!r} ({where})",
+                f"bucket {self.url.bucket!r} not found ({where})",
                 fix="create it, or look at AWS_ENDPOINT_URL and AWS_REGION",
             )
         if isinstance(error, FileNotFoundError):
-            return CacheMissing(f"there is no object {where}")
+            return CacheMissing(f"object {where} not found")
         status = _status_of(error)
         if any(word in text for word in _CLOCK_ERRORS):
             return CacheNotWritable(

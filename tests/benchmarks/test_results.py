@@ -274,7 +274,7 @@ def test_an_unknown_picture_is_refused(kept: Path) -> None:
     [
         ("study beauty", "unknown table; known: errors"),
         ("study errors: ce dkd", "no run of dkd is kept"),
-        ("other errors", "there is no "),
+        ("other errors", " not found"),
     ],
 )
 def test_a_mark_that_names_nothing_is_refused(kept: Path, words: str, problem: str) -> None:

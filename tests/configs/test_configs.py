@@ -108,7 +108,8 @@ def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(write) -> None
 def test_an_unknown_loss_is_refused_by_its_place() -> None:
     told = message(lambda: load_student("digits-resnet8", ["methods.kd.1.loss=kdd"]))
     assert "methods.kd.1.loss" in told
-    assert "did you mean 'kd'? Known: ce, kd, gkd" in told
+    assert "did you mean 'kd'? " in told
+    assert "configs reference lists all (found 'kdd')" in told
 
 
 def test_a_temperature_where_there_is_none_is_refused() -> None:
@@ -249,7 +250,7 @@ def test_milestones_that_an_override_of_the_epochs_puts_out_of_reach_are_refused
     ("override", "told"),
     [
         ("methods.x=[{weight: 1}]", "methods.x.0.loss: missing"),
-        ("methods.x=[{loss: kdd}]", "methods.x.0.loss: unknown loss; did you mean 'kd'?"),
+        ("methods.x=[{loss: kdd}]", "methods.x.0.loss: unknown loss; did you mean 'kd'"),
         ("methods.x=3", "methods.x: Input should be a list (found 3)"),
         ("methods.kd.0=3", "methods.kd.0: Input should be a block of keys (found 3)"),
         ("training.schedule={}", "training.schedule.type: missing"),
@@ -284,7 +285,7 @@ def test_how_a_config_was_named_is_no_part_of_it(write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("x" * 300, "no teacher config"), (f"{'x' * 300}.yaml", "not found")]
+    ("name", "told"), [("x" * 300, "unknown teacher config"), (f"{'x' * 300}.yaml", "not found")]
 )
 def test_a_name_that_is_too_long_for_a_file_is_one_that_is_not_there(name: str, told: str) -> None:
     assert told in message(lambda: load_teacher(name))

@@ -71,7 +71,9 @@ def verify(
     try:
         cards = verify_export(folder)
     except FileNotFoundError as error:
-        raise TrainError(f"{error.filename} is missing", fix="export the student again") from None
+        raise TrainError(
+            f"file {error.filename} not found", fix="export the student again"
+        ) from None
     for card in cards:
         new_console().print(
             f"{folder} is valid: {card['model']}, epoch {card['epoch']}, "
@@ -92,7 +94,7 @@ def list_runs(
     student_name = Path(name).stem if name and name.endswith((".yaml", ".yml")) else name
     existing, console = runs_below(runs, student_name), new_console()
     if not existing:
-        console.print(f"{runs / (student_name or '')} has no runs")
+        console.print(f"no runs found in {runs / (student_name or '')}")
     elif remove:
         offer_removal(
             existing,

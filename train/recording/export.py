@@ -123,7 +123,7 @@ def _intact_weights(run: Run, which: Which) -> Path:
         raise TrainError(f"{run.folder} is not finished", fix=_command(run))
     weights = run.folder / f"{which}.pt"
     if not weights.is_file():
-        raise TrainError(f"{weights} is missing", fix=_again(run))
+        raise TrainError(f"file {weights} not found", fix=_again(run))
     _check_weights_file(weights, run, which)
     return weights
 

@@ -6,6 +6,7 @@ Does not import torch, so that a command with no work left ends at once.
 from __future__ import annotations
 
 import glob
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +25,9 @@ from teach_once.configs.schema import (
 from teach_once.nets.networks.archs import has_stem
 from teach_once.nets.networks.names import check_arch
 from teach_once.nets.teacher.identity import arch_source, init_identity
+from teach_once.runtime.command.program import program
 from teach_once.runtime.command.user_code import module_sha256
+from teach_once.runtime.errors import did_you_mean
 from teach_once.runtime.machine.resources import num_ranks
 from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.store.identity import identity_sha256
@@ -340,8 +343,12 @@ def held_together(runs: Sequence[Run]) -> int:
 def check_method_name(config: StudentConfig, method: str) -> None:
     """Raise TrainError if the config has no such method."""
     if method not in config.methods:
-        known = ", ".join(config.methods)
-        raise TrainError(f"unknown method {method!r}: {config.name} has {known}")
+        name = config.source.name if config.source else config.name
+        raise TrainError(
+            f"unknown method {method!r} of {config.name}"
+            f"{did_you_mean(method, config.methods, most=3)}",
+            fix=shlex.join([*program("configs"), "student", name]),
+        )
 
 
 def open_study(

@@ -236,7 +236,7 @@ def reason_not_to_train(config: TeacherConfig, caches: Path | None) -> str:
         return "\n  ".join([there, *existing.notes])
     if caches is not None and (cache := _cache_in_place_of(config, caches)) is not None:
         return (
-            f"{weights} is missing, but not needed: {shown_path(cache.path)} is complete. "
+            f"file {weights} not found, and not needed: {shown_path(cache.path)} is complete. "
             f"To train it anyway: {teacher_command(config)}"
         )
     return f"{weights} is downloaded when it is needed." if is_downloadable(weights) else ""

@@ -146,7 +146,7 @@ def test_a_teacher_whose_cache_is_at_a_url_is_not_trained(
 ) -> None:
     absent = [*of_teacher(words)[:-1], "teacher.weights=absent.pt"]
     assert train(["teacher", "digits-resnet20", "--caches", CACHES, *absent]) == 0
-    assert "is missing, but not needed: s3://bucket/caches/" in capsys.readouterr().out
+    assert " not found, and not needed: s3://bucket/caches/" in capsys.readouterr().out
     assert not Path("absent.pt").exists()
 
 

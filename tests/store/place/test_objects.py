@@ -344,7 +344,7 @@ def test_list_info_and_check_take_a_url(
     assert cli(["list", "--caches", "s3://bucket/nothing"]) == 0
     assert "s3://bucket/nothing holds no cache" in capsys.readouterr().out
     assert cli(["info", "s3://nobucket/x"]) == 2
-    assert "there is no bucket 'nobucket'" in capsys.readouterr().err
+    assert "bucket 'nobucket' not found" in capsys.readouterr().err
     assert not Path("s3:").exists()
 
 

@@ -79,7 +79,7 @@ def test_a_cache_suffices_to_train_a_student(
     assert make("train-student", [*small, training], "METHOD=kd") == 0
     told = capsys.readouterr().out
     assert "teacher  " not in told  # the plan repeats nothing
-    assert f"w.pt is missing, but not needed: {teacher} is complete" in told
+    assert f"w.pt not found, and not needed: {teacher} is complete" in told
     assert f"{teacher} is complete: nothing to do" in told
     assert "kd, seed 0: " in told
     assert not (tmp_path / "w.pt").exists()

@@ -165,7 +165,7 @@ def test_a_damaged_export_is_noticed(
                 verify_export(out)
         (out / name).unlink()
         assert train(["verify", str(out)]) == 2
-        assert f"{name} is missing" in capsys.readouterr().err
+        assert f"{name} not found" in capsys.readouterr().err
         (out / name).write_bytes(whole)
     assert train(["verify", str(out)]) == 0
 

@@ -152,10 +152,16 @@ _MOST_SETTINGS = 8  # of a line
 def list_text(caches: Iterable[Overview]) -> str:
     """A table with a line per cache, which ends with what tells it from the other caches."""
     caches = list(caches)
-    sources = [cache.source for cache in caches if cache.source is not None]
-    found = iter(distinguishing([_not_in_columns(each.manifest.identity) for each in sources]))
-    settings = [[] if cache.source is None else next(found) for cache in caches]
-    return format_table([_HEADER, *map(_row, caches, settings)])
+    alike: dict[tuple[str, str], dict[Path, Mapping[str, Any]]] = {}  # in these two columns
+    for cache in caches:
+        if cache.source is not None:
+            identity = cache.source.manifest.identity
+            columns = field_of(identity, "teacher", "arch"), field_of(identity, "dataset", "type")
+            alike.setdefault(columns, {})[cache.path] = _not_in_columns(identity)
+    settings: dict[Path, Sequence[str]] = {}
+    for group in alike.values():
+        settings |= zip(group, distinguishing(list(group.values())), strict=True)
+    return format_table([_HEADER, *(_row(cache, settings.get(cache.path, ())) for cache in caches)])
 
 
 def _row(cache: Overview, settings: Sequence[str]) -> list[str]:

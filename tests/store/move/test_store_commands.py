@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from teach_once.configs.schema import TeacherConfig
+from teach_once.nets.networks.zoo import build
 from teach_once.precompute.command import cli as precompute
 from teach_once.precompute.verify import _compared, _Pair
 from teach_once.precompute.verify import cli as verify
@@ -334,3 +335,21 @@ def test_the_list_tells_caches_apart_that_differ_in_seed_or_images(
     digest = {name: match[1] for name, match in digests.items() if match}
     assert digest[path.name] == digest[other_seed.name] != digest[other_images.name]
     assert "arch" not in lines[path.name]
+
+
+def test_list_of_caches_with_other_teachers_contains_no_settings(
+    made: tuple[TeacherConfig, Path],
+    small_teacher: Callable[..., TeacherConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, path = made
+    weights = tmp_path / "resnet14.pt"
+    torch.save(build("resnet14", num_classes=10, in_channels=1).state_dict(), weights)
+    config = small_teacher("teacher.arch=resnet14", f"teacher.weights={weights}", "views.seed=5")
+    other = make_cache(config, path.parent).path
+    assert cli(["list", "--caches", str(path.parent)]) == 0
+    out = capsys.readouterr().out
+    assert path.name in out
+    assert other.name in out
+    assert "=" not in out

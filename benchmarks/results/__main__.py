@@ -1,4 +1,4 @@
-"""python -m benchmarks.results train [PART ...] [--student cifar10-16px-resnet8] [--jobs 2]
+"""python -m benchmarks.results train [PART ...] [--study FILE] [--jobs 2]
 python -m benchmarks.results keep STUDY RUNS_FOLDER [RUN ...] --command "make ablation ..."
 python -m benchmarks.results write
 python -m benchmarks.results half-size FOLDER DEST
@@ -17,7 +17,7 @@ import typer
 from PIL import Image
 
 from benchmarks.results import kept, page
-from benchmarks.results.long_study import PARTS, LongStudy
+from benchmarks.results.long_study import STUDY, LongStudy, load_study
 from teach_once.runtime.command.frame import new_app, run_command
 from teach_once.runtime.command.options import Device
 from teach_once.runtime.errors import UserError
@@ -28,16 +28,18 @@ _ENDINGS = (".jpg", ".jpeg", ".png")
 
 @app.command()
 def train(
-    parts: Annotated[list[str] | None, typer.Argument(help=f"default: {' '.join(PARTS)}")] = None,
-    student: str = "cifar10-16px-resnet8",
+    parts: Annotated[list[str] | None, typer.Argument(help="default: all of the study")] = None,
+    study: Annotated[Path, typer.Option(help="lists caches, parts and runs")] = STUDY,
     jobs: Annotated[int, typer.Option(help="runs side by side")] = 2,
     device: Device = "auto",
 ) -> None:
     """Train the runs behind the results page, and keep them; see `results.long_study`."""
-    if unknown := [part for part in parts or () if part not in PARTS]:
-        raise UserError(f"unknown part {', '.join(unknown)}", fix=f"one of {', '.join(PARTS)}")
-    for part in parts or PARTS:
-        PARTS[part](LongStudy(student, jobs, device))
+    long_study = LongStudy(load_study(study), jobs, device)
+    known = long_study.study.parts
+    if unknown := [part for part in parts or () if part not in known]:
+        raise UserError(f"unknown part {', '.join(unknown)}", fix=f"one of {', '.join(known)}")
+    for part in parts or known:
+        long_study.train(part)
 
 
 @app.command()

@@ -1,12 +1,14 @@
 """What each tap dtype costs and keeps, on real records, and what general compression would save.
 
 Bytes, error of the channel means, divergence of the logits, change of the CD and GKD losses. The
-records are view 0 of the teacher's dataset, computed in float32. In place of a student's outputs,
-the losses get the same teacher's on view 1: those of a student that has come close.
+records are view 0 of the teacher's dataset, computed in float32, and converted. In place of a
+student's outputs, the losses get the same teacher's on view 1: those of a student that has come
+close.
 """
 
 from __future__ import annotations
 
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -19,24 +21,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.harness import Findings, interleaved, markdown
+from benchmarks.synthetic.studies import make_cache
 from teach_once.nets.teacher.taps import in_order
 from teach_once.precompute.compute.setup import prepare
-from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.runtime.command.options import Overrides
 from teach_once.runtime.machine.devices import pick_device
-from teach_once.store.format.coding import (
-    quantize_channels,
-    quantize_rows,
-    restore_channels,
-    restore_rows,
-)
-from teach_once.store.format.spec import SAMPLE_DIGEST
+from teach_once.store import TeacherCache
+from teach_once.store.format.coding import quantize_rows
+from teach_once.store.move.convert import convert_cache
 from teach_once.train.losses import cd, gkd, kd
 
 TITLE = "Tap dtypes"
 Records = dict[str, NDArray[np.float32]]
-DTYPES = ("float32", "float16", "uint8")
-_BLOCK_ROWS, _ROUNDS = 4096, 7
+_ROUNDS = 7
+_EXACT = (
+    "taps={logits: float32, channel_means: float32}",
+    *("views.count=2", "views.evaluation=null"),
+)
 _CODECS = {
     "zstd (level 3)": numcodecs.Zstd(level=3),
     "blosc (zstd 3, byte shuffle)": numcodecs.Blosc("zstd", 3, numcodecs.Blosc.SHUFFLE),
@@ -57,20 +59,24 @@ def measure(
     overrides: Overrides = None,
     device: str = "auto",
 ) -> Findings:
-    setup = prepare(teacher, overrides or [], Path("caches"))
-    teacher_pass = TeacherPass(setup, PassOptions(pick_device(device)))
-    exact, student = exact_records(teacher_pass, 0), exact_records(teacher_pass, 1)
     content: dict[str, list[dict[str, str | float]]] = {"dtypes": [], "compression": []}
     rows, codec_rows = [], []
-    for dtype in DTYPES:
-        records, num_bytes = stored_as(exact, dtype)
-        metrics = errors(exact, records, student)
-        content["dtypes"].append({"dtype": dtype, "bytes_per_record": num_bytes, **metrics})
-        rows.append([dtype, f"{num_bytes:.1f}", *(f"{metrics[each]:.1e}" for each in _ERRORS)])
-        for codec, (left, rate) in compressed(exact, dtype).items():
-            names = {"dtype": dtype, "codec": codec}
-            content["compression"].append({**names, "left": left, "decode_gb_per_s": rate})
-            codec_rows.append([dtype, codec, f"{left:.0%}", f"{rate:.1f} GB/s"])
+    with tempfile.TemporaryDirectory() as folder:
+        setup = prepare(teacher, [*(overrides or []), *_EXACT], Path(folder))
+        caches = {"float32": make_cache(setup, PassOptions(pick_device(device)))}
+        exact, student = (read_records(caches["float32"], view) for view in (0, 1))
+        for dtype in ("float16", "uint8"):
+            types = {"logits": dtype, "channel_means": dtype}
+            caches[dtype] = convert_cache(setup.path, Path(folder, dtype), **types)
+        for dtype, cache in caches.items():
+            num_bytes = cache.manifest.record_bytes
+            metrics = errors(exact, read_records(cache, 0), student)
+            content["dtypes"].append({"dtype": dtype, "bytes_per_record": num_bytes, **metrics})
+            rows.append([dtype, str(num_bytes), *(f"{metrics[each]:.1e}" for each in _ERRORS)])
+            for codec, (left, rate) in compressed(exact, dtype).items():
+                names = {"dtype": dtype, "codec": codec}
+                content["compression"].append({**names, "left": left, "decode_gb_per_s": rate})
+                codec_rows.append([dtype, codec, f"{left:.0%}", f"{rate:.1f} GB/s"])
     name = setup.config.name
     table = markdown(["stored as", "bytes per record", *_ERRORS.values()], rows)
     of_codecs = markdown(["stored as", "codec", "bytes left", "decoding"], codec_rows)
@@ -82,35 +88,10 @@ def measure(
     return Findings(text, content=content, title=f"{TITLE}: {name}")
 
 
-def exact_records(teacher_pass: TeacherPass, view: int) -> Records:
-    """The taps that every cache has, of one view: float32 (N, ...)."""
-    taps = [tap for tap in teacher_pass.setup.taps if tap.kind not in ("attention", "hint")]
-    found = teacher_pass.records(view, np.arange(len(teacher_pass.pixels)), taps)
-    return {
-        tap: values.float().cpu().numpy() for tap, values in found.items() if tap != SAMPLE_DIGEST
-    }
-
-
-def stored_as(records: Records, dtype: str) -> tuple[Records, float]:
-    """Records as they are read after storing in `dtype`, uint8 with the scales of the cache; and
-    the bytes that a record takes.
-    """
-    restored, num_bytes = {}, 1.0  # the byte of `correct`
-    for tap, values in records.items():
-        if tap == "correct":
-            restored[tap] = values
-        elif dtype != "uint8":
-            restored[tap] = values.astype(dtype).astype(np.float32)
-            num_bytes += values.shape[1] * np.dtype(dtype).itemsize
-        elif tap == "logits":
-            restored[tap] = restore_rows(*quantize_rows(values))
-            num_bytes += values.shape[1] + 8
-        else:
-            blocks = np.split(values, range(_BLOCK_ROWS, len(values), _BLOCK_ROWS))
-            read = [restore_channels(*quantize_channels(block)) for block in blocks]
-            restored[tap] = np.concatenate(read)
-            num_bytes += values.shape[1] * (1 + 8 * len(blocks) / len(values))
-    return restored, num_bytes
+def read_records(cache: TeacherCache, view: int) -> Records:
+    """All taps of one view, (N, ...)."""
+    found = cache.read_view(view, list(cache.taps))
+    return {tap: values.astype(np.float32) for tap, values in found.items()}
 
 
 def errors(exact: Records, stored: Records, student: Records) -> dict[str, float]:

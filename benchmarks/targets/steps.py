@@ -17,19 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.harness import (
-    ROUNDS,
-    Findings,
-    Timing,
-    Verdict,
-    interleaved,
-    markdown,
-    table_of,
-    timed,
-)
+from benchmarks.harness import ROUNDS, Findings, Timing, Verdict, interleaved, table_of, timed
 from benchmarks.synthetic.studies import SHAPES, Shape, endless_steps, shapes_for, study_of
 from teach_once.nets.networks.precision import autocast
 from teach_once.nets.teacher.taps import as_is, read_stages
@@ -216,32 +207,18 @@ def original_steps(study: Study, context: TrainContext) -> Iterator[None]:
 def measure_profile(
     device: str = "auto",
     shape: str = "cifar-56-20",
-    method: str = "cd+gkd",
+    method: str = METHOD,
     steps: int = 20,
     top: int = 15,
 ) -> Findings:
-    """Where the time of a cached step goes: the top operators of torch's profiler."""
-    where, activities = pick_device(device), [ProfilerActivity.CPU]
-    if where.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
+    """Print the operators in which a cached step spends its time, by torch's profiler."""
+    where = pick_device(device)
     with tempfile.TemporaryDirectory() as folder:
         study = study_of(SHAPES[shape], Path(folder), where)
         endless = endless_steps(open_context(study.run(method, 0), where))
         list(itertools.islice(endless, 3))
-        with profile(activities=activities) as found:
+        with profile() as found:
             list(itertools.islice(endless, steps))
-    events = sorted(found.key_averages(), key=_self_time, reverse=True)
-    total = sum(map(_self_time, events))
-    rows = [
-        [each.key, f"{us / 1e3 / steps:.2f}", f"{us / total:.1%}", f"{each.count / steps:.0f}"]
-        for each in events[:top]
-        for us in [_self_time(each)]
-    ]
-    table = markdown(["operator", "ms per step", "share", "calls per step"], rows)
-    return Findings(f", {where}: {shape}, {method}\n\n{table}", title="")
-
-
-def _self_time(event: object) -> float:
-    """Microseconds in the operator itself, on the GPU if it ran there."""
-    on_device = getattr(event, "self_device_time_total", 0)
-    return float(on_device or getattr(event, "self_cpu_time_total", 0))
+    column = "self_device_time_total" if where.type == "cuda" else "self_cpu_time_total"
+    table = found.key_averages().table(sort_by=column, row_limit=top)
+    return Findings(f", {where}: {steps} steps of {shape}, {method}\n\n{table}", title="")

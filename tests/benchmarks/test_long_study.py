@@ -45,22 +45,39 @@ methods:
   dist: [{{loss: ce}}, {{loss: dist, weight: 2, temperature: 4}}]
 """
 WEIGHTS = {"at": (4.0, 100.0), "dist": (4.0,)}  # one weight of both
+# The published study's values, and those of this one.
+SMALLER = {
+    "student: cifar10-16px-resnet8": f"student: {STUDENT}",
+    "seeds: [0, 1, 2]": "seeds: [0]",
+    "views.count=20": "views.count=2",
+    "training.epochs=20 training.eval_every=20": "training.epochs=2 training.eval_every=2",
+    "milestones=[6, 12, 16]": "milestones=[1, 2]",
+    "60 views": "9 views",
+    "num_views=16": "num_views=2",
+    "[cd+gkd+edt, cd+gkd+early]": "[cd+gkd+edt]",
+    "at: [3000, 300, 100]": "at: [4, 100]",
+    "rkd: [0.3, 0.1, 0.03]": "dist: [4]",
+    "        dist: [4, 1, 0.5]\n        lskd: [3, 1, 0.3]\n": "",
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all parts have been trained with one seed, and then been asked for again."""
+    """A folder where all parts of a small study have been trained with one seed."""
     folder = tmp_path_factory.mktemp("study")
     for kind, text in {"teacher": TEACHER_FILE, "student": STUDENT_FILE}.items():
         (folder / "configs" / kind).mkdir(parents=True)
         (folder / "configs" / kind / f"{STUDENT}.yaml").write_text(text)
+    study = long_study.STUDY.read_text()
+    for value, smaller in SMALLER.items():
+        assert value in study
+        study = study.replace(value, smaller)
+    (folder / "study.yaml").write_text(study)
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setattr(teach_once.configs.load, "CONFIG_DIR", folder / "configs")
-        patched.setattr(long_study, "SEEDS", (0,))
-        patched.setattr(long_study, "VIEWS", (1, 4))
-        patched.setattr(long_study, "WEIGHTS", WEIGHTS)
-        assert cli(["train", "--student", STUDENT, "--jobs", "1", "--device", "cpu"]) == 0
+        words = ["--study", "study.yaml", "--jobs", "1", "--device", "cpu"]
+        assert cli(["train", *words]) == 0
     return folder
 
 
@@ -104,28 +121,46 @@ def test_the_chosen_weights_have_the_lowest_validation_error(folder: Path) -> No
     assert set(best) == set(WEIGHTS)
     tried = load_kept(folder / "docs/results" / f"{STUDENT}-weights.json")
     error = {each.label: each.first.last_validation or 0.0 for each in tried}
-    for method, weight in best.items():
+    for method, (weight,) in best.items():
         others = [error[f"{method}, weight {each:g}"] for each in WEIGHTS[method]]
         assert error[f"{method}, weight {weight:g}"] == min(others)
         assert f"{method}, weight {weight:g}" in labels_of(folder, STUDENT)
 
 
-def test_a_folder_with_two_caches_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_two_caches_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for name in ("digits-resnet20-1", "digits-resnet20-2"):
         (tmp_path / name).mkdir()
-    with pytest.raises(ResultsError, match="holds 2 caches of digits-resnet20"):
-        long_study.only_cache(str(tmp_path), "digits-resnet20")
+    with pytest.raises(ResultsError, match=r"digits-resnet20-\*: 2 caches; expected one"):
+        long_study.only_path("digits-resnet20-*")
+
+
+def test_an_unknown_key_of_a_study_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(long_study.STUDY.read_text().replace("command:", "commands:", 1))
+    with pytest.raises(ResultsError, match="is not a valid study"):
+        long_study.load_study(file)
+
+
+def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(["train", "beauty"]) == 2
+    assert "one of methods, classifier" in capsys.readouterr().err
 
 
 def test_a_signal_reaches_the_command_that_runs(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    study = long_study.STUDY.read_text()
+    file.write_text(study.replace("student: cifar10-16px-resnet8", "student: digits-resnet8"))
     process = subprocess.Popen(
         [
             sys.executable,
             "-m",
             "benchmarks.results",
             "train",
-            "--student",
-            "digits-resnet8",
+            "--study",
+            str(file),
             "methods",
         ],
         cwd=tmp_path,
@@ -141,20 +176,3 @@ def test_a_signal_reaches_the_command_that_runs(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM, errors
-
-
-def test_a_study_without_its_methods_says_how_to_train_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ResultsError, match="has no runs of cd\\+gkd"):
-        long_study._keep_with_all_views(long_study.LongStudy("digits-resnet8", 1, "cpu"), tmp_path)
-
-
-@pytest.mark.long
-def test_a_copy_that_was_interrupted_is_not_taken_for_the_small_cache(folder: Path) -> None:
-    full = long_study.only_cache(str(folder / "caches"), STUDENT)
-    small = folder / "caches-small" / full.name
-    assert long_study._is_small(small)
-    assert not long_study._is_small(full)
-    assert not long_study._is_small(folder / "caches-small" / "absent")

@@ -8,11 +8,11 @@ measured; this one answers thousands. It checks no credentials and keeps nothing
 from __future__ import annotations
 
 import asyncio
-import bisect
 import hashlib
 import os
 import subprocess
 import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from xml.sax.saxutils import escape
 
 BUCKET = "bucket"
 _MAX_KEYS = 1000  # in one answer to a list
+_LAST = "\U0010ffff"  # sorts after every character of a key
 _DATE, _TIME = "Wed, 01 Jan 2025 00:00:00 GMT", "2025-01-01T00:00:00.000Z"
 
 
@@ -28,9 +29,6 @@ class Answer(NamedTuple):
     status: str
     body: bytes = b""
     headers: Mapping[str, str] = {}
-
-
-_REFUSED = Answer("412 Precondition Failed", b"<Error><Code>PreconditionFailed</Code></Error>")
 
 
 class ServedObjects:
@@ -58,10 +56,10 @@ class ServedObjects:
 
     def _put(self, key: str, headers: Mapping[str, str], body: bytes) -> Answer:
         _, existing = self._objects.get(key, (b"", None))
-        if headers.get("if-none-match") == "*" and existing is not None:
-            return _REFUSED
-        if headers.get("if-match", existing) != existing:
-            return _REFUSED
+        is_forbidden = headers.get("if-none-match") == "*" and existing is not None
+        if is_forbidden or headers.get("if-match", existing) != existing:
+            body = b"<Error><Code>PreconditionFailed</Code></Error>"
+            return Answer("412 Precondition Failed", body)
         tag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
         if existing is None:
             self._sorted = None
@@ -82,42 +80,34 @@ class ServedObjects:
         return Answer("206 Partial Content", data[start:stop], headers)
 
     def _list(self, query: Mapping[str, str]) -> Answer:
-        if self._sorted is None:
-            self._sorted = sorted(self._objects)
-        prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
-        after = query.get("continuation-token", query.get("start-after", ""))
-        entries: dict[str, str] = {}  # a key, or a folder directly below the prefix -> its line
-        last, is_truncated = after, False
-        start = max(bisect.bisect_left(self._sorted, prefix), bisect.bisect(self._sorted, after))
-        for key in map(self._sorted.__getitem__, range(start, len(self._sorted))):
-            if not key.startswith(prefix):
-                break
-            head, found, _ = key[len(prefix) :].partition(delimiter or "\0")
-            name = f"{prefix}{head}{delimiter}" if found else key
-            if name not in entries and not (found and after.startswith(name)):
-                if len(entries) == _MAX_KEYS:
-                    is_truncated = True
-                    break
-                entries[name] = self._folder_line(name) if found else self._object_line(key)
-            last = key
+        """List a page of the keys that begin with a prefix, or the folders directly below it."""
+        keys = self._sorted = self._sorted or sorted(self._objects)
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", _LAST)
+        last = query.get("continuation-token", query.get("start-after", ""))
+        index, lines = max(bisect_left(keys, prefix), bisect_right(keys, last)), list[str]()
+        stop = bisect_left(keys, prefix + _LAST)
+        while index < stop and len(lines) < _MAX_KEYS:
+            key = last = keys[index]
+            head, is_below, _ = key.removeprefix(prefix).partition(delimiter)
+            if is_below:  # the other keys of this folder are skipped
+                folder = f"{prefix}{head}{delimiter}"
+                lines.append(f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>")
+                last = folder + _LAST
+            else:
+                data, tag = self._objects[key]
+                lines.append(
+                    f"<Contents><Key>{escape(key)}</Key><LastModified>{_TIME}</LastModified>"
+                    f"<ETag>{escape(tag)}</ETag><Size>{len(data)}</Size></Contents>"
+                )
+            index = bisect_right(keys, last)
+        is_truncated = index < stop
         token = f"<NextContinuationToken>{escape(last)}</NextContinuationToken>"
         body = (
             f'<?xml version="1.0"?><ListBucketResult><Name>{BUCKET}</Name>'
-            f"<KeyCount>{len(entries)}</KeyCount><IsTruncated>{str(is_truncated).lower()}"
-            f"</IsTruncated>{token if is_truncated else ''}{''.join(entries.values())}"
-            "</ListBucketResult>"
+            f"<KeyCount>{len(lines)}</KeyCount><IsTruncated>{str(is_truncated).lower()}"
+            f"</IsTruncated>{token if is_truncated else ''}{''.join(lines)}</ListBucketResult>"
         )
         return Answer("200 OK", body.encode(), {"Content-Type": "application/xml"})
-
-    def _object_line(self, key: str) -> str:
-        data, tag = self._objects[key]
-        return (
-            f"<Contents><Key>{escape(key)}</Key><LastModified>{_TIME}</LastModified>"
-            f"<ETag>{escape(tag)}</ETag><Size>{len(data)}</Size></Contents>"
-        )
-
-    def _folder_line(self, folder: str) -> str:
-        return f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>"
 
 
 class Server:
@@ -141,18 +131,16 @@ class Server:
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 answer = self._objects.answer(method, target, headers, body)
                 if self._seconds_per_byte:
-                    await self._wait_for_line(len(answer.body))
+                    now = asyncio.get_running_loop().time()
+                    sending = len(answer.body) * self._seconds_per_byte
+                    self._free_at = max(now, self._free_at) + sending
+                    await asyncio.sleep(self._free_at - now)
                 lines = [f"HTTP/1.1 {answer.status}", f"Content-Length: {len(answer.body)}"]
                 lines += [f"{name}: {value}" for name, value in answer.headers.items()]
                 writer.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
                 writer.write(b"" if method == "HEAD" else answer.body)
                 await writer.drain()
         writer.close()
-
-    async def _wait_for_line(self, num_bytes: int) -> None:
-        now = asyncio.get_running_loop().time()
-        self._free_at = max(now, self._free_at) + num_bytes * self._seconds_per_byte
-        await asyncio.sleep(self._free_at - now)
 
 
 async def _serve(mb_per_second: float) -> None:

@@ -66,8 +66,8 @@ def measure(
         caches = {"float32": make_cache(setup, PassOptions(pick_device(device)))}
         exact, student = (read_records(caches["float32"], view) for view in (0, 1))
         for dtype in ("float16", "uint8"):
-            types = {"logits": dtype, "channel_means": dtype}
-            caches[dtype] = convert_cache(setup.path, Path(folder, dtype), **types)
+            dest = Path(folder, dtype)
+            caches[dtype] = convert_cache(setup.path, dest, logits=dtype, channel_means=dtype)
         for dtype, cache in caches.items():
             num_bytes = cache.manifest.record_bytes
             metrics = errors(exact, read_records(cache, 0), student)

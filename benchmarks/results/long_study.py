@@ -61,17 +61,17 @@ class Group:
 
 
 @checked_dataclass(frozen=True, config=_CHECKED)
-class Study:
+class StudySpec:
     student: str
     seeds: tuple[int, ...]
     caches: dict[str, CacheSpec]
     parts: dict[str, tuple[Group, ...]]
 
 
-def load_study(file: Path) -> Study:
+def load_study(file: Path) -> StudySpec:
     """Raises ResultsError if the file is not a valid study."""
     try:
-        return TypeAdapter(Study).validate_python(yaml.safe_load(file.read_text()))
+        return TypeAdapter(StudySpec).validate_python(yaml.safe_load(file.read_text()))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise ResultsError(f"{file} is not a valid study: {error}") from None
 
@@ -80,7 +80,7 @@ def load_study(file: Path) -> Study:
 class LongStudy:
     """jobs: runs trained in parallel. device: as in the commands' option."""
 
-    study: Study
+    study: StudySpec
     jobs: int
     device: str
     _caches: dict[str, Path] = field(default_factory=dict)

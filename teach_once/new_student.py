@@ -19,7 +19,7 @@ import typer
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.configs.schema import StudentConfig, TeacherConfig
 from teach_once.configs.yaml_subset import yaml_text
-from teach_once.nets.networks.archs import TORCHVISION_RESNETS
+from teach_once.nets.networks.archs import TORCHVISION_RESNETS, timm_model
 from teach_once.nets.networks.names import check_arch
 from teach_once.nets.teacher.taps import in_order
 from teach_once.runtime.command.frame import new_app, run_command
@@ -44,6 +44,7 @@ _METHODS = {
 }
 _BEST_FIRST = ("cd+gkd", "cd+embedding", "kd", "embedding", "cd")
 _DISTILL = "distill"
+_INIT = "  # init: timm:pretrained  # start from its published weights, downloaded once"
 
 
 @app.command()
@@ -129,6 +130,7 @@ class _Draft:
             f"  arch: {self.arch}",
             *stem,
             *([f"  stages: {stages}"] if stages else []),
+            *([_INIT] if _has_published_weights(self.arch) else []),
             "",
             "training:",
             f"  epochs: {self.epochs}",
@@ -147,6 +149,14 @@ class _Draft:
                 for name, terms in methods.items()
             ),
         ]
+
+
+def _has_published_weights(arch: str) -> bool:
+    if not (model := timm_model(arch)):
+        return False
+    from teach_once.nets.networks.timm_models import pretrained_cfg
+
+    return bool(pretrained_cfg(model).has_weights)
 
 
 def _methods_that_work(draft: _Draft, teacher: TeacherConfig) -> tuple[str, dict[str, str]]:

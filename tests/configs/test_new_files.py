@@ -104,6 +104,20 @@ def test_a_students_file_has_the_methods_that_work(photographs: Path, tmp_path: 
     assert "the student has 3 stages and the cache 4" in file.read_text()
 
 
+def test_student_file_of_a_published_model_offers_its_weights(
+    photographs: Path, tmp_path: Path
+) -> None:
+    teacher = str(written(tmp_path, photographs, "test_convnext"))
+    file = tmp_path / "s.yaml"
+    text = student_file("timm:test_resnet", teacher, 30, 64)
+    file.write_text(text)
+    assert load_student(file).student.init is None
+    file.write_text(text.replace("# init:", "init:"))
+    assert load_student(file).student.init == "timm:pretrained"
+    for unpublished in ("resnet20", "timm:convnext_atto_rms"):
+        assert "init" not in student_file(unpublished, teacher, 30, 64)
+
+
 def test_a_teacher_with_logits_has_a_method_distill_too(photographs: Path, tmp_path: Path) -> None:
     save_atomically(build("timm:test_vit", num_classes=2).state_dict(), tmp_path / "w.pt")
     teacher = written(tmp_path, photographs, "test_vit", str(tmp_path / "w.pt"))

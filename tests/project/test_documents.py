@@ -62,6 +62,14 @@ def test_every_code_block_is_run_by_a_test() -> None:
     assert set(code_blocks("yaml")) == {"photos-resnet50.yaml", "photos-resnet18.yaml"}
 
 
+@pytest.mark.parametrize("name", sorted(code_blocks("python")))
+def test_code_block_pasted_into_the_checkout_passes_the_linter(name: str) -> None:
+    command = [sys.executable, "-m", "ruff", "check", "--stdin-filename", name, "-"]
+    block = code_blocks("python")[name]
+    ran = subprocess.run(command, cwd=ROOT, input=block, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
+
+
 def test_a_training_loop_of_ones_own_learns(trained_checkout: Trained) -> None:
     project, made = trained_checkout
     assert made.returncode == 0, made.stderr

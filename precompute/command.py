@@ -176,8 +176,9 @@ def _fill_cache(name: str, changes: list[str], request: CacheRequest, console: C
     """Fill the cache of one teacher."""
     setup, cache = _described(name, changes, request, console)
     if cache is not None and not request.plan:
-        measured = format_measured(cache, setup.config)
-        console.print(f"{cache.path} is complete: nothing to do. {measured}")
+        if request.job.job or request.job.rank == 0:  # ranks without a job share a terminal
+            measured = format_measured(cache, setup.config)
+            console.print(f"{cache.path} is complete: nothing to do. {measured}")
         return
     caches, setup = request.storage.caches, require_weights(setup)
     if (old := opened_to_carry(request.reuse_from, setup)) is None and (

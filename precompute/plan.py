@@ -87,7 +87,8 @@ class Plan:
             (
                 "size",
                 f"{format_size(self.num_records * m.record_bytes)} in {self.num_files:,} files: "
-                f"{m.num_views:,} views x {m.num_samples:,} samples, {m.record_bytes:,} bytes each",
+                f"{counted(m.num_views, 'view')} x {m.num_samples:,} samples, "
+                f"{m.record_bytes:,} bytes each",
             ),
         ]
         if self.carried_from is not None:

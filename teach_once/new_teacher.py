@@ -23,7 +23,7 @@ from teach_once.precompute.compute.setup import Setup, setup_of
 from teach_once.runtime.command.frame import new_app, run_command
 from teach_once.runtime.command.program import program_text
 from teach_once.runtime.errors import did_you_mean
-from teach_once.runtime.formats import format_size
+from teach_once.runtime.formats import counted, format_size
 from teach_once.runtime.safe.text import one_line
 from teach_once.views.augment.augment import view_shape
 from teach_once.views.datasets import Dataset, load_dataset
@@ -198,7 +198,7 @@ def _head(
     return [
         f"# {draft.arch} on {samples:,} images of {setup.dataset.num_classes:,} classes.",
         f"# A record takes {record:,} bytes ({sizes}):",
-        f"# {views} views x {samples:,} images are {total}.",
+        f"# {counted(views, 'view')} x {samples:,} images: {total}.",
         *([f"# {why_no_logits}"] if why_no_logits else []),
     ]
 

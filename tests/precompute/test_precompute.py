@@ -157,6 +157,22 @@ def test_a_second_call_does_nothing_says_so_and_loads_no_torch(
     assert " torch" not in second.stderr
 
 
+@pytest.mark.usefixtures("all_digits")
+def test_complete_cache_is_reported_by_the_first_rank_and_by_each_machine_of_a_job(
+    small_teacher: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = small_teacher()
+    make_cache(config, tmp_path)
+    call = command(config, tmp_path)[1:]
+    for ranks, reports in (
+        (["--rank", "0", "--world-size", "2"], 1),
+        (["--rank", "1", "--world-size", "2"], 0),
+        (["--rank", "1", "--world-size", "2", "--job", "7"], 1),
+    ):
+        assert cli([*call, *ranks]) == 0
+        assert capsys.readouterr().out.count("is complete: nothing to do") == reports, ranks
+
+
 def test_a_killed_pass_loses_at_most_the_blocks_in_flight_and_resumes_to_the_same_records(
     small_teacher: Make, tmp_path: Path
 ) -> None:

@@ -37,8 +37,13 @@ PYTHON  ?= python3
 # make would silently ignore a misspelled variable: allow those set above and no others.
 KNOWN   := $(shell sed -n 's/^\([A-Z_]*\) *?=.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 GIVEN   := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
-ifneq ($(filter-out $(KNOWN),$(GIVEN)),)
-  $(error unknown variable $(filter-out $(KNOWN),$(GIVEN)): make help-all lists all; config keys go into ARGS="key.sub=value ...")
+# Of GIVEN:MEANT, the names that are here, for names of earlier versions.
+RENAMED := GPUS:NPROC OUT:EXPORT_DIR REDO:RETRAIN TRACK:LOGGER RECHECK:FULL_CHECK FEED:PLACEMENT \
+  SHARE:SHARED_LOADING verify-cache:check-recompute check-cache:check-checksums
+meant   = $(if $(filter $1:%,$(RENAMED)),did you mean $(patsubst $1:%,%,$(filter $1:%,$(RENAMED)))? )
+UNKNOWN := $(firstword $(filter-out $(KNOWN),$(GIVEN)))
+ifneq ($(UNKNOWN),)
+  $(error unknown variable $(UNKNOWN): $(call meant,$(UNKNOWN))make help-all lists all; config keys go into ARGS="key.sub=value ...")
 endif
 
 # What each target reads, besides PYTHON. It refuses any other variable of the command line.
@@ -163,6 +168,9 @@ help: ## print this help
 	@echo; echo "Develop:"
 	@$(call describe,$(DEVELOPING))
 	@echo; echo "All targets and settings: make help-all, docs/reference/commands.md"
+
+.DEFAULT:
+	@echo "error: unknown target $@: $(call meant,$@)make help-all lists all" >&2; exit 2
 
 .PHONY: help-all
 help-all:

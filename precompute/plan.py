@@ -235,7 +235,14 @@ def pending_of(path: Path, asked: Manifest, every_byte: bool) -> tuple[Manifest,
 
 
 def free_bytes(path: Path) -> int:
-    """Return the free bytes of the disk of `path`, or of its nearest existing parent."""
+    """Return the free bytes of the disk of `path`, or of its nearest existing parent.
+
+    Raises CacheNotWritable if that is not a folder.
+    """
     while not path.exists():
         path = path.absolute().parent
+    if not path.is_dir():
+        raise CacheNotWritable(
+            f"{path} is a file, expected a folder", fix="choose another folder with --caches DIR"
+        )
     return shutil.disk_usage(path).free

@@ -13,6 +13,22 @@ from collections.abc import Iterable
 _SIMILAR = 0.6  # minimum ratio of difflib for a suggestion
 _SHORT, _SHORT_SIMILAR = 6, 0.7  # stricter for short words, such as "limit" and "init"
 _TELLING = 8  # first letters that distinguish words
+# Names that other projects and earlier versions use, unlike the name here.
+_OTHER_NAMES = {
+    "energy": "attention",
+    "erasing": "random_erasing",
+    "every-sample": "check-images",
+    "feed": "placement",
+    "from": "reuse-from",
+    "kind": "type",
+    "limit": "max_per_class",
+    "means": "channel_means",
+    "redo": "retrain",
+    "top": "top_k",
+    "track": "logger",
+    "which": "checkpoint",
+    "world": "world-size",
+}
 
 
 class UserError(Exception):
@@ -59,7 +75,8 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
     names = {name.lstrip("-"): name for name in known}  # two dashes would make all options alike
     word = word.lstrip("-")
     least = _SIMILAR if len(word) > _SHORT else _SHORT_SIMILAR
-    close = difflib.get_close_matches(word, names, n=most, cutoff=least)
+    close = [name for name in (_OTHER_NAMES.get(word, ""),) if name in names]
+    close += difflib.get_close_matches(word, names, n=most, cutoff=least)
     close += [name for name in names if _has_part_like(word, name)]
     close = [names[each] for each in close]
     *some, last = map(repr, dict.fromkeys(close[:most])) if close else [""]

@@ -105,6 +105,30 @@ def test_a_kind_that_does_not_exist_is_refused_with_those_that_do(write) -> None
     assert "'imagefolder'" in told
 
 
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("training.accumulate=2", "gradient_accumulation"),
+        ("training.clip_gradient_norm=1", "max_grad_norm"),
+        ("training.evaluate_every=2", "eval_every"),
+        ("training.init_rate_factor=1", "pretrained_lr_factor"),
+        ("training.decay_norms_and_biases=true", "weight_decay_norm_bias"),
+        ("training.schedule={type: cosine, last_learning_rate: 0}", "final_learning_rate"),
+        ("taps.energy=float16", "attention"),
+        ("taps.means=float16", "channel_means"),
+        ("taps.logits={top: 3}", "top_k"),
+        ("dataset.limit=3", "max_per_class"),
+        ("dataset.kind=digits", "type"),
+        ("dataset.normalisation=null", "normalization"),
+        ("views.augment.colour_jitter=null", "color_jitter"),
+        ("views.augment.erasing=null", "random_erasing"),
+    ],
+)
+def test_config_with_an_old_key_names_the_new_one(override: str, meant: str) -> None:
+    told = message(lambda: load_teacher("digits-resnet20", [override]))
+    assert f"unknown key; did you mean '{meant}'" in told
+
+
 def test_an_unknown_loss_is_refused_by_its_place() -> None:
     told = message(lambda: load_student("digits-resnet8", ["methods.kd.1.loss=kdd"]))
     assert "methods.kd.1.loss" in told

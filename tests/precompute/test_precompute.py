@@ -321,6 +321,15 @@ def test_a_plan_counts_the_trial_of_the_batch_size_and_the_test(
     assert rate in plan.table(setup.path)
 
 
+def test_plan_in_a_file_instead_of_a_folder_is_refused(
+    small_teacher: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "caches").write_text("")
+    assert cli([*command(small_teacher(), tmp_path / "caches")[1:], "--plan"]) == 2
+    error = f"error: {tmp_path / 'caches'} is a file, expected a folder\n  fix: choose another"
+    assert capsys.readouterr().err.startswith(error)
+
+
 def test_a_plan_of_a_repair_counts_the_damaged_blocks(
     small_teacher: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

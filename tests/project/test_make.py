@@ -30,6 +30,28 @@ def test_make_hands_overrides_on_to_both_stages() -> None:
     assert shown.count(f" --args='{overrides}'") == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("GPUS=2", "variable GPUS: did you mean NPROC? "),
+        ("OUT=folder", "variable OUT: did you mean EXPORT_DIR? "),
+        ("REDO=1", "variable REDO: did you mean RETRAIN? "),
+        ("TRACK=wandb", "variable TRACK: did you mean LOGGER? "),
+        ("RECHECK=1", "variable RECHECK: did you mean FULL_CHECK? "),
+        ("FEED=host", "variable FEED: did you mean PLACEMENT? "),
+        ("SHARE=1", "variable SHARE: did you mean SHARED_LOADING? "),
+        ("EPOCHS=1", "variable EPOCHS: "),
+        ("verify-cache", "target verify-cache: did you mean check-recompute? "),
+        ("check-cache", "target check-cache: did you mean check-checksums? "),
+        ("nonsense", "target nonsense: "),
+    ],
+)
+def test_make_with_an_old_name_names_the_new_one(given: str, meant: str) -> None:
+    result = make(given)
+    assert result.returncode == 2
+    assert f"unknown {meant}make help-all lists all" in result.stderr
+
+
 def reads(target: str) -> list[str]:
     """The variables of which the Makefile says that the target reads them."""
     refusal = make("-n", target, "BENCH=" if not target.startswith("bench") else "EXPORT_DIR=")

@@ -87,7 +87,10 @@ def test_help_of_every_command_explains_each_option_in_lines_that_fit(
     [
         (["studnt"], "command 'studnt' not found; did you mean 'student'?"),
         (["student", "x", "--chekpoint-minutes", "1"], "did you mean '--checkpoint-minutes'?"),
-        (["student", "x", "--redo"], "option '--redo' not found\n"),  # not "--seed": other letters
+        (["student", "x", "--redd"], "option '--redd' not found\n"),  # not "--seed": other letters
+        (["student", "x", "--redo"], "option '--redo' not found; did you mean '--retrain'?\n"),
+        (["ablation", "x", "--track", "wandb"], "did you mean '--logger'?"),
+        (["export", "x", "y", "--which", "best"], "did you mean '--checkpoint'?"),
         (["student"], "missing argument 'NAME|PATH'"),
         (["student", "x", "--seed", "-1"], "invalid value for '--seed'"),
     ],
@@ -107,6 +110,20 @@ def test_command_line_with_a_mistake_is_refused_with_the_help_command(
 def test_did_you_mean_of_options_does_not_count_their_dashes() -> None:
     assert did_you_mean("--kd", ["--cd"]) == ""  # alike in three letters of four with the dashes
     assert did_you_mean("--job", ["--jobs", "--seed"]) == "; did you mean '--jobs'?"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--every-sample", "--check-images"),
+        ("--world", "--world-size"),
+        ("--from", "--reuse-from"),
+        ("--feed", "--placement"),
+    ],
+)
+def test_did_you_mean_of_an_old_option_names_the_new_one(old: str, new: str) -> None:
+    assert did_you_mean(old, [new, "--workers"]) == f"; did you mean '{new}'?"
+    assert new not in did_you_mean(old, ["--workers"])
 
 
 @pytest.mark.parametrize("has_groups", [False, True])

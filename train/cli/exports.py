@@ -91,6 +91,8 @@ def list_runs(
     """List runs with state, error, size, age and differences between runs of a student."""
     if superseded and not remove:
         raise TrainError("--superseded requires --remove", fix="use --remove --superseded")
+    if runs.exists() and not runs.is_dir():
+        raise TrainError(f"{runs} is a file, expected a folder of runs", fix="use --runs FOLDER")
     student_name = Path(name).stem if name and name.endswith((".yaml", ".yml")) else name
     existing, console = runs_below(runs, student_name), new_console()
     if not existing:

@@ -245,6 +245,15 @@ def test_a_plan_says_where_bfloat16_is_slower_than_float32(
     assert "hint" not in capsys.readouterr().out
 
 
+def test_runs_of_a_file_instead_of_a_folder_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").write_text("")
+    assert cli(["runs", "--runs", str(tmp_path / "runs")]) == 2
+    assert "runs is a file, expected a folder of runs\n  fix: use --runs" in capsys.readouterr().err
+    assert cli(["runs", "--runs", str(tmp_path / "none")]) == 0
+
+
 COMMAND_AND_ITS_PEAK = """
 import sys
 from teach_once.runtime.command.cost import peak_memory

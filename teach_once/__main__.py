@@ -17,7 +17,9 @@ from importlib import import_module
 
 from teach_once import __version__
 from teach_once.runtime.command.make_args import with_words
+from teach_once.runtime.errors import did_you_mean
 from teach_once.runtime.machine.resources import num_ranks
+from teach_once.runtime.safe.text import one_line
 
 # Name -> description. Reading descriptions from the modules would import the modules.
 COMMANDS = {
@@ -72,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = words
     if name not in COMMANDS and name not in PROGRAMS:
-        known = ", ".join([*COMMANDS, *PROGRAMS])
-        print(f"error: no program {name!r}\n  fix: one of {known}", file=sys.stderr)
+        near = did_you_mean(name, [*COMMANDS, *PROGRAMS], most=3)
+        problem = f"error: command {one_line(name)!r} not found{near}"
+        print(f"{problem}\n  fix: teach-once --help", file=sys.stderr)
         return 2
     if name in COMMANDS and name not in _MODULES:
         rest = [name, *with_words(rest)]

@@ -61,7 +61,7 @@ def main(
     ] = None,
     method: Method = "cd+gkd",
     seed: Seed = 0,
-    steps: Annotated[int, typer.Option(min=1, help="most training steps")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="maximum number of training steps")] = 1000,
     record: Annotated[
         bool, typer.Option("--record", help="write the result into the reduced cache")
     ] = False,

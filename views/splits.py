@@ -162,8 +162,9 @@ def check_same_size(
     if image.shape != expected:
         raise DatasetError(
             f"images differ in size: {other} is {expected[1]}x{expected[0]}, {name} is "
-            f"{image.shape[1]}x{image.shape[0]}\n  fix: resize them to one size, or set "
-            f"views.augment={{type: random-resized-crop}}, which takes any size"
+            f"{image.shape[1]}x{image.shape[0]}",
+            fix="resize them to one size, or set views.augment={type: random-resized-crop}, which "
+            "takes any size",
         )
 
 

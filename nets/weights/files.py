@@ -30,7 +30,7 @@ from teach_once.runtime.safe.files import written_aside
 from teach_once.runtime.safe.text import one_line
 
 _SHOWN_DIFFERENCES = 5
-_MOSTWRAPPERS = 4  # nested dicts around a state dict
+_MOST_WRAPPERS = 4  # nested dicts around a state dict
 _DTYPES = {  # by the class of a storage
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
@@ -297,14 +297,14 @@ def _url(name: str) -> str:
 
 def _unwrapped(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return the state dict inside any wrapping dicts. Raises ArchError if a key is not a name."""
-    for _ in range(_MOSTWRAPPERS):
+    for _ in range(_MOST_WRAPPERS):
         inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), dict))
         if (found := next(inner, None)) is None:
             break
         content = found
     else:
         raise ArchError(
-            f"{one_line(path)} nests its state dict under more than {_MOSTWRAPPERS} keys such as "
+            f"{one_line(path)} nests its state dict under more than {_MOST_WRAPPERS} keys such as "
             f"'model'"
         )
     if wrong := [key for key in content if not isinstance(key, str)]:

@@ -111,7 +111,7 @@ class Carrier:
         """Raise CacheMismatch if no block can be copied into a cache with this manifest."""
         check_reusable(self._setup, self.old)
         if self.old.manifest.block_rows != manifest.block_rows:
-            raise _nothing_carried(self.old, "it has another block size")
+            raise _nothing_carried(self.old, "its block size differs")
         shown = preview_views(self._setup.dataset.train, self._setup.config.views)
         if not np.array_equal(shown, self.old.preview):
             reason = "sample 0 has changed, or images are now decoded differently"

@@ -239,7 +239,7 @@ def test_jobs_are_as_many_as_their_views_fit_into_memory(
     ]
     monkeypatch.setattr("teach_once.train.outputs.shuffle_buffer.total_memory", lambda: memory // 3)
     run_ablation(runs[1:], Compute("cpu"), Recording(console=console), jobs=2)
-    assert "1 of 2 jobs: memory is too small" in console.file.getvalue()
+    assert "1 of 2 jobs in parallel: no memory for more" in console.file.getvalue()
 
 
 # ---- images

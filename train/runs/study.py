@@ -206,7 +206,7 @@ class Run:
     def folder(self) -> Path:
         """`<runs>/<student>/<method>-seed<k>-<8 digits of the sha256>`, unique per settings."""
         if "/" in self.name or self.study.config.name in ("", ".", ".."):
-            raise TrainError(f"{self.study.config.name}/{self.name} leads out of the runs' folder")
+            raise TrainError(f"{self.study.config.name}/{self.name} is outside the folder of runs")
         folder = self.study.folder / f"{self.name}-{self.sha256[:8]}"
         return repetition_of(folder) if self.is_repetition else folder
 

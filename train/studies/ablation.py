@@ -59,7 +59,7 @@ def run_ablation(
     groups = _groups(waiting, jobs, share if cluster is None else False, compute.device)
     fitting = jobs_that_fit(jobs, [held_together(group) for group in groups])
     if fitting < jobs:
-        console.print(f"{fitting} of {jobs} jobs: memory is too small for more teacher outputs")
+        console.print(f"{fitting} of {jobs} jobs in parallel: no memory for more teacher outputs")
     for group in groups:
         if len(group) > 1:
             methods = " ".join(run.method for run in group)

@@ -100,8 +100,8 @@ def center_crop(image: NDArray[np.uint8], augment: CenterCrop, name: str) -> NDA
     height, width, size = image.shape[0], image.shape[1], augment.crop_px
     if min(height, width) < size:
         raise DatasetError(
-            f"{name} is {width}x{height}, too small for a center crop of {size} pixels: "
-            f"set resize_px"
+            f"{name} is {width}x{height}, too small for a center crop of {size} pixels",
+            fix=f"set views.augment.resize_px={size}",
         )
     return _middle(image, size)
 

@@ -68,8 +68,8 @@ def _read_cifar(kind: type[CIFAR10], config: Cifar, *, train: bool) -> CIFAR10:
         return kind(config.root, train=train, download=True)
     except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
         raise DatasetError(
-            f"{config.type} cannot be downloaded from {kind.url} to {config.root}: {error}\n  "
-            f"fix: put {kind.filename} there and run the command again"
+            f"{config.type} cannot be downloaded from {kind.url} to {config.root}: {error}",
+            fix=f"put {kind.filename} there and run the command again",
         ) from None
 
 

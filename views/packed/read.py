@@ -141,7 +141,7 @@ def _fetched(url: ObjectUrl) -> Path:
     def verify(name: str, path: Path) -> None:
         file = PackedFile(path, called=url.with_name(name), fix=_COPY_AGAIN)
         if file.header_sha256 != heads[name]:
-            raise file.damaged(f"it is not the file in {url}")
+            raise file.damaged(f"it differs from the file in {url}")
         verify_packed(file)
 
     files.fetch(list(heads), is_right, verify)

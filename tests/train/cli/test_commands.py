@@ -199,7 +199,7 @@ def test_the_plan_says_what_is_there_and_what_is_missing(
     assert "cache    found" in told
     assert "student  to train: 60 samples x 3 epochs through resnet8" in told
     assert re.search(r"\ntime     about \d+ s without tests at [\d,]+ images/s on cpu\n", told)
-    assert re.search(r"\nmemory   at most about [\d.]+ MB of RAM \([\d.]+ .B free\)\n", told)
+    assert re.search(r"\nmemory   at most about [\d.]+ .B of RAM \([\d.]+ .B free\)\n", told)
     assert not list(tmp_path.glob("runs/*"))
     assert cli(["plan", "digits-resnet8", "--no-trial", *cached]) == 0
     told = capsys.readouterr().out

@@ -397,7 +397,7 @@ def test_a_method_that_leads_out_of_the_runs_makes_no_folder(
     study = trained.copy(tmp_path / "runs")
     study.config.methods[name] = study.config.methods["ce"]
     try:
-        with pytest.raises(TrainError, match="leads out of the runs' folder"):
+        with pytest.raises(TrainError, match="is outside the folder of runs"):
             Recorder(study.run(name, 0), open_context(study.run("ce", 0), CPU).train_state)
     finally:
         del study.config.methods[name]

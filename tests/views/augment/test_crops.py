@@ -117,7 +117,9 @@ def test_a_center_crop_has_torchvisions_bytes(height: int, width: int) -> None:
 def test_center_without_a_crop_leaves_the_image_and_a_small_image_is_refused_by_name() -> None:
     image = image_of(20, 30)
     assert center_crop(image, CenterCrop(), "x.jpg") is image
-    with pytest.raises(DatasetError, match=r"x\.jpg is 30x20, too small .* set resize_px"):
+    with pytest.raises(
+        DatasetError, match=r"x\.jpg is 30x20, too small .*\n  fix: set .*resize_px="
+    ):
         center_crop(image, CenterCrop(crop_px=24), "x.jpg")
 
 

@@ -142,7 +142,9 @@ def _last_sample_byte(file: Path) -> int:
 
 def test_another_shard_of_that_name_is_refused(server: Server, made: Path) -> None:
     server.ask("PUT", "photos/s-00002.h5", (made / "s-00001.h5").read_bytes())
-    with pytest.raises(DatasetError, match=r"s-00002.h5 is damaged: it is not the file in s3://"):
+    with pytest.raises(
+        DatasetError, match=r"s-00002.h5 is damaged: it differs from the file in s3://"
+    ):
         opened(INDEX)
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from teach_once.views.seeds import choice
 from teach_once.views.splits import (
     DatasetError,
     Decoded,
+    DigestOf,
     Digests,
     Ids,
     ImageSource,
@@ -126,13 +128,15 @@ def _split_of(part: ListedSplit, max_pixels: int) -> Split:
 def _folder_split(listing: Listing, max_pixels: int) -> Split:
     paths = listing.paths
 
-    def decode(path: Path) -> tuple[NDArray[np.uint8], bytes]:
+    def decode(path: Path) -> tuple[NDArray[np.uint8], DigestOf]:
         content = read_picture(path)
-        return decode_bytes(content, shown_path(path), max_pixels), sample_digest(content)
+        image = decode_bytes(content, shown_path(path), max_pixels)
+        return image, partial(sample_digest, content)
 
-    def opened(path: Path) -> tuple[Decoded, bytes]:
+    def opened(path: Path) -> tuple[Decoded, DigestOf]:
         content = read_picture(path)
-        return decode_picture(content, shown_path(path), max_pixels), sample_digest(content)
+        image = decode_picture(content, shown_path(path), max_pixels)
+        return image, partial(sample_digest, content)
 
     return Split(
         listing.labels,
@@ -184,14 +188,15 @@ def digest_of_files(
 
 
 def _decode_all(
-    paths: list[Path], decode: Callable[[Path], tuple[NDArray[np.uint8], bytes]]
+    paths: list[Path], decode: Callable[[Path], tuple[NDArray[np.uint8], DigestOf]]
 ) -> tuple[NDArray[np.uint8], Digests]:
     first, _ = decode(paths[0])
     images = np.empty((len(paths), *first.shape), dtype=np.uint8)
     digests = [b""] * len(paths)
 
     def decode_into(index: int) -> None:
-        image, digests[index] = decode(paths[index])
+        image, digest = decode(paths[index])
+        digests[index] = digest()
         check_same_size(first.shape, image, shown_path(paths[index]), shown_path(paths[0]))
         images[index] = image
 

@@ -104,11 +104,10 @@ class Plan:
         return format_rows(rows)
 
     def _disk(self) -> str:
-        spool = f" and {format_size(self.spool_bytes)} while it runs" if self.spool_bytes else ""
-        free = f"({format_size(self.free_bytes)} free)"
-        if self.is_remote:
-            free = f"on this machine {free}" if self.spool_bytes else ""
-        return f"{format_size(self.bytes_to_write)}{spool} {free}".rstrip()
+        spool = f", spool {format_size(self.spool_bytes)}" if self.spool_bytes else ""
+        is_local = bool(spool) or not self.is_remote
+        free = f" ({format_size(self.free_bytes)} free)" if is_local else ""
+        return f"{format_size(self.bytes_to_write)}{spool}{free}"
 
     @property
     def disk_bytes(self) -> int:
@@ -118,7 +117,7 @@ class Plan:
     def _time(self) -> str:
         rate = f"{format_rate(self.images_per_second)} images/s on {self.device}"
         tests = f", with {counted(self.test_images, 'test image')}" if self.test_images else ""
-        trial = " and a trial of the batch size" if self.trial_hours else ""
+        trial = " and a batch size trial" if self.trial_hours else ""
         return f"about {format_duration(self.hours)} at {rate}{tests}{trial}"
 
     def tap_table(self) -> str:

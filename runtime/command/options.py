@@ -121,7 +121,7 @@ ClusterAddress = Annotated[
 ]
 
 
-_QUIET = "quiet"
+_QUIET, _PLAN = "quiet", "plan"
 _BY_NAME = inspect.Parameter.KEYWORD_ONLY
 _Quiet = Annotated[bool, typer.Option("--quiet", help="print errors only", rich_help_panel=RUN)]
 
@@ -161,7 +161,8 @@ def takes_option_groups(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_groups(**given: object) -> None:
-        with _discard_output(bool(given.pop(_QUIET, False))):
+        is_quiet = given.pop(_QUIET, False) and not given.get(_PLAN)  # a plan is what was requested
+        with _discard_output(bool(is_quiet)):
             command(**{name: _take(group, given) for name, group in groups.items()}, **given)
 
     return _with_options(with_groups, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -317,8 +318,22 @@ def test_a_plan_counts_the_trial_of_the_batch_size_and_the_test(
     images = plan.pending_records + plan.test_images
     assert plan.hours == pytest.approx(images / 0.25 / 3600, rel=1e-3)
     assert plan.trial_hours > 0
-    rate = "at 0.25 images/s on cpu, with 797 test images and a trial of the batch size"
+    rate = "at 0.25 images/s on cpu, with 797 test images and a batch size trial"
     assert rate in plan.table(setup.path)
+    large = dataclasses.replace(
+        plan,
+        manifest=dataclasses.replace(plan.manifest, num_views=90, num_samples=1_281_167),
+        pending_records=115_305_030,
+        test_images=50_000,
+        images_per_second=12_345.6,
+        spool_bytes=123_400_000_000,
+        device="cuda:0",
+    )
+    for is_remote in (False, True):
+        lines = dataclasses.replace(large, is_remote=is_remote).table(
+            Path("caches/x"), "on the device"
+        )
+        assert max(map(len, lines.splitlines())) <= 100
 
 
 def test_plan_in_a_file_instead_of_a_folder_is_refused(

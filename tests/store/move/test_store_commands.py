@@ -302,6 +302,9 @@ def test_plan_says_everything_and_writes_nothing(
     assert "to do    180 of" in told
     assert "images/s on cpu" in told
     assert "\nstage3   64     float16    128    23.0 kB\n" in told
+    assert max(map(len, told.splitlines()[1:])) <= 100  # the first is the folder
+    assert precompute([*call, "--quiet"]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == told.splitlines()[:3]
     assert list(tmp_path.iterdir()) == []
     encoded, _ = encode_chunk(np.zeros((3, 2)), small_spec(), 4)
     assert encoded.size == 4 * 2 * 4 + 4

@@ -8,7 +8,6 @@ worker's decoding is the bottleneck, and images on the device, where it is not.
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,24 +18,16 @@ import torch
 
 from benchmarks.harness import Findings, Timing, Verdict, drain, interleaved, table_of
 from benchmarks.synthetic.photographs import photograph_folder, photographs
-from benchmarks.synthetic.studies import (
-    SHAPES,
-    make_cache,
-    save_random_weights,
-    steps_of_epoch,
-    study_of,
-)
+from benchmarks.synthetic.studies import SHAPES, make_cache, steps_of_epoch, study_of
+from benchmarks.synthetic.study_files import write_study
 from benchmarks.targets.ablation import METHODS
-from teach_once.configs.load import load_student, load_teacher
-from teach_once.precompute.compute import setup
 from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.train.engine.step import TrainContext, start_epoch
 from teach_once.train.engine.train_state import capture_maps
-from teach_once.train.runs.study import Study, open_study
+from teach_once.train.runs.study import Study
 from teach_once.train.sessions.joint import shared_feed
 from teach_once.train.sessions.student import open_context
-from teach_once.views.datasets import load_dataset
 from teach_once.views.pixels.batches import Pixels, ViewBatch
 from teach_once.views.splits import Ids
 
@@ -101,21 +92,12 @@ class LoadedBatches:
 def photograph_study(folder: Path, num_images: int, device: torch.device) -> Study:
     """resnet8 students of a teacher with random weights, on an image folder."""
     photograph_folder(folder / "photos", num_images, list(photographs(_DIFFERENT)), classes=10)
-    save_random_weights(folder / "teacher.pt", "resnet20", 10)
-    mean_std = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    data = {"type": "imagefolder", "root": str(folder / "photos"), "normalization": mean_std}
-    network = {"arch": "resnet20", "weights": str(folder / "teacher.pt")}
-    overrides = [
-        f"dataset={json.dumps(data)}",
-        'views.augment={"type": "random-resized-crop", "size_px": 32}',
-        *("views.evaluation=null", "views.count=1", f"teacher={json.dumps(network)}"),
-        'taps={"logits": "float32", "channel_means": "float32"}',
-    ]
-    teacher = load_teacher("cifar10-resnet56", overrides)
-    made = setup.setup_of(teacher, load_dataset(teacher.dataset), folder / "caches")
-    make_cache(made, PassOptions(device, 64, num_workers=_WORKERS))
-    student = load_student("cifar10-resnet20", _STUDENT)
-    return open_study(student, teacher, caches_dir=folder / "caches", runs_dir=folder / "runs")
+    data = {"type": "imagefolder", "root": str(folder / "photos")}
+    views = ["views.augment={type: random-resized-crop, size_px: 32}", "views.count=1"]
+    taps = "taps={logits: float32, channel_means: float32}"
+    files = write_study(folder, data, [*views, taps], _STUDENT)
+    make_cache(files.setup(), PassOptions(device, 64, num_workers=_WORKERS))
+    return files.study()
 
 
 def rows_of(

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Findings, Verdict
-from benchmarks.synthetic.studies import random_split, save_random_weights
+from benchmarks.synthetic.studies import random_split
+from benchmarks.synthetic.study_files import write_study
 from teach_once.views.packed.write import pack_pixels
 from teach_once.views.splits import ImageSource
 
@@ -25,20 +26,6 @@ TITLE = "The start"
 ROOT = Path(__file__).parents[2]
 _POLL_SECONDS, _DEADLINE_SECONDS = 0.005, 300.0
 _IMPORTS = "import teach_once.commands, teach_once.train.sessions.student"
-TEACHER = """
-dataset:
-  type: packed
-  file: {folder}/images.h5
-  normalization: {{mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
-views: {{augment: {{type: pad-crop-flip, pad_px: 4}}, count: 2}}
-teacher: {{arch: resnet8, weights: {folder}/teacher.pt}}
-"""
-STUDENT = """
-teacher: {folder}/start-teacher.yaml
-student: {{arch: resnet20}}
-training: {{epochs: 1, batch_size: 128, learning_rate: 0.1, schedule: {{type: onecycle}}}}
-methods: {{cd+gkd: [{{loss: ce}}, {{loss: gkd}}, {{loss: cd, weight: 6}}]}}
-"""
 
 
 def measure(device: str = "auto", images: int = 50_000, rounds: int = 5) -> Findings:
@@ -64,13 +51,12 @@ def prepare(folder: Path, num_images: int) -> list[str]:
     names, digest = tuple("0123456789"), "0" * 64
     noise = ImageSource("noise", "packed", names, train, test, lambda ids: digest, lambda: digest)
     pack_pixels(noise, folder / "images.h5")
-    save_random_weights(folder / "teacher.pt", "resnet8", 10)
-    (folder / "start-teacher.yaml").write_text(TEACHER.format(folder=folder))
-    (folder / "start-student.yaml").write_text(STUDENT.format(folder=folder))
-    caches = f"CACHES={folder}/caches"
-    make = ["make", "--silent", "cache-teacher", f"TEACHER={folder}/start-teacher.yaml", caches]
+    data = {"type": "packed", "file": str(folder / "images.h5")}
+    files = write_study(folder, data, ["views.count=2"], ["training.batch_size=128"])
+    make = ["make", "--silent", "cache-teacher", f"TEACHER={files.teacher}"]
+    make.append(f"CACHES={files.caches}")
     subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return [f"STUDENT={folder}/start-student.yaml", "METHOD=cd+gkd", caches, f"RUNS={folder}/runs"]
+    return [*files.make_variables, "METHOD=cd+gkd"]
 
 
 def seconds_to_first_step(folder: Path, arguments: list[str], seed: int) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as suite
-from benchmarks.synthetic import photographs, scale_study
+from benchmarks.synthetic import photographs
 from benchmarks.targets import scale
 from teach_once.store.errors import CacheFull
 from teach_once.views.images.folders import image_folder
@@ -18,8 +18,7 @@ from teach_once.views.images.folders import image_folder
 
 @pytest.fixture
 def few_classes(monkeypatch: pytest.MonkeyPatch) -> int:
-    for module in (scale, scale_study):
-        monkeypatch.setattr(module, "CLASSES", 4)
+    monkeypatch.setattr(scale, "CLASSES", 4)
     return 4
 
 
@@ -52,7 +51,7 @@ def test_every_row_is_measured_and_nothing_is_left_behind(
     monkeypatch.setattr(scale, "BLOCKS", (100, 1000))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     # These start twelve programs, which are tested by themselves.
-    monkeypatch.setattr(scale, "first_steps", lambda sizes: ([], []))
+    monkeypatch.setattr(scale, "first_steps", lambda sizes, report: None)
     monkeypatch.setattr(scale, "memory_of_pass", lambda *_: (2e9, 1e9))
     monkeypatch.setattr(scale, "memory_of_training", lambda *_: (2e9, 1e9))
     files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
@@ -70,6 +69,8 @@ def test_scheduling_that_looks_through_all_blocks_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scale, "BLOCKS", (1_000, 10_000))
-    verdict = scale.scheduling()[1][0]
+    report = scale.Report()
+    scale.scheduling(report)
+    (verdict,) = report.verdicts
     assert dataclasses.replace(verdict, value=10.6).mark == "✗ missed"
     assert scale.seconds_per_block(500) > 0

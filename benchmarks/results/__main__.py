@@ -17,7 +17,7 @@ import typer
 from PIL import Image
 
 from benchmarks.results import kept, page
-from benchmarks.results.long_study import STUDY, LongStudy, load_study
+from benchmarks.results.long_study import STUDY, LongStudy
 from teach_once.runtime.command.frame import new_app, run_command
 from teach_once.runtime.command.options import Device
 from teach_once.runtime.errors import UserError
@@ -34,8 +34,8 @@ def train(
     device: Device = "auto",
 ) -> None:
     """Train the runs behind the results page, and keep them; see `results.long_study`."""
-    long_study = LongStudy(load_study(study), jobs, device)
-    known = long_study.study.parts
+    long_study = LongStudy(study, jobs, device)
+    known = long_study.parts
     if unknown := [part for part in parts or () if part not in known]:
         raise UserError(f"unknown part {', '.join(unknown)}", fix=f"one of {', '.join(known)}")
     for part in parts or known:

@@ -1,16 +1,15 @@
-"""Real studies on made-up images: the shapes of the published pairs, no dataset, random weights.
+"""Real studies on made-up images, as files in a folder: shipped configs with overrides, no dataset.
 
-Everything but the pixels and the weights is what a user runs: config, cache, outputs, loop. Speed
-does not depend on either.
+Everything but the pixels and the teacher's random weights is what a user runs: configs, cache,
+outputs, loop. Speed does not depend on either.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,29 +17,22 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from teach_once.configs.load import load_student, load_teacher
-from teach_once.configs.schema import StudentConfig, TeacherConfig
+from teach_once.configs.load import load_student, load_teacher, to_yaml
+from teach_once.configs.schema import as_plain
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
-from teach_once.precompute.compute import setup
-from teach_once.precompute.compute.setup import Setup
+from teach_once.precompute.compute.setup import Setup, prepare
 from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.precompute.run_pass import fill_cache
 from teach_once.store import TeacherCache
 from teach_once.train.engine.step import TrainContext, active_terms, epoch_steps, start_epoch
 from teach_once.train.engine.train_state import capture_maps
-from teach_once.train.runs.study import Study
-from teach_once.train.runs.teachers import StudyTeacher
-from teach_once.views.datasets import Dataset
-from teach_once.views.splits import Split, array_split
+from teach_once.train.runs.study import Study, open_study
+from teach_once.views.packed.write import pack_pixels
+from teach_once.views.splits import ImageSource, array_split
 
 # A network without training, in evaluation mode, gives numbers that float16 cannot hold.
-_TAPS = (
-    "taps.logits=float32",
-    "taps.channel_means=float32",
-    "taps.attention=null",
-    "taps.hint=null",
-)
+_TAPS = "taps={logits: float32, channel_means: float32}"
 
 
 @dataclass(frozen=True)
@@ -77,56 +69,88 @@ def shapes_for(device: torch.device, named: str) -> dict[str, Shape]:
     return {name: replace(SHAPES[name], num_train=32 * SHAPES[name].num_train) for name in names}
 
 
-def configs_of(
-    shape: Shape, folder: Path, overrides: Sequence[str] = ()
-) -> tuple[StudentConfig, TeacherConfig]:
-    """The shipped configs, with few views, and without ImageNet's crop, which is Pillow's work."""
-    student = load_student(shape.student, list(overrides))
-    views = {"type": "pad-crop-flip", "pad_px": 1}
-    own = [f"views.augment={json.dumps(views)}", "views.evaluation=null"]
-    own += [f"views.count={shape.num_views}", f"teacher.weights={folder / 'teacher.pt'}"]
-    return student, load_teacher(student.teacher, [*_TAPS, *own])
+@dataclass(frozen=True)
+class StudyFiles:
+    """The paths of a study; the teacher's cache and the runs are in the same folder."""
+
+    folder: Path
+
+    @property
+    def teacher(self) -> str:
+        return str(self.folder / "bench-teacher.yaml")
+
+    @property
+    def student(self) -> str:
+        return str(self.folder / "bench-student.yaml")
+
+    @property
+    def caches(self) -> Path:
+        return self.folder / "caches"
+
+    @property
+    def make_variables(self) -> list[str]:
+        return [f"STUDENT={self.student}", f"CACHES={self.caches}", f"RUNS={self.folder}/runs"]
+
+    def setup(self, *overrides: str) -> Setup:
+        return prepare(self.teacher, list(overrides), self.caches)
+
+    def study(self) -> Study:
+        student, teacher = load_student(self.student), load_teacher(self.teacher)
+        runs = self.folder / "runs"
+        return open_study(student, teacher, caches_dir=self.caches, runs_dir=runs)
 
 
-def random_split(rng: np.random.Generator, count: int, size: int, channels: int, k: int) -> Split:
-    """`count` images of `size` pixels with random labels of `k` classes."""
-    images = rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8)
-    return array_split(images, rng.integers(0, k, count), "noise")
+def write_study(
+    folder: Path,
+    dataset: Mapping[str, str],
+    teacher: Sequence[str] = (),
+    student: Sequence[str] = (),
+    *,
+    shipped: str = "cifar10-resnet20",
+    classes: int = 10,
+) -> StudyFiles:
+    """Write configs and weights. teacher, student: overrides of the study of `shipped`."""
+    files, weights = StudyFiles(folder), folder / "teacher.pt"
+    config = load_student(shipped, student)
+    mean_std = load_teacher(config.teacher).dataset.normalization
+    data = json.dumps({**dataset, "normalization": as_plain(mean_std)})
+    own = [f"dataset={data}", "views.evaluation=null", f"teacher.weights={weights}", *teacher]
+    full, channels = load_teacher(config.teacher, own), len(mean_std.mean)
+    arch, stem = full.teacher.arch, full.teacher.stem
+    network = build(arch, num_classes=classes, in_channels=channels, stem=stem)
+    save_atomically(network.state_dict(), weights)
+    Path(files.teacher).write_text(to_yaml(full))
+    Path(files.student).write_text(to_yaml(replace(config, teacher=files.teacher)))
+    return files
 
 
-def dataset_of(shape: Shape, teacher: TeacherConfig) -> Dataset:
-    """Random pixels and labels."""
-    size = {"digits": 8, "imagenet": 224}.get(shape.student.split("-")[0], 32)
-    channels, rng = len(teacher.dataset.normalization.mean), np.random.default_rng(0)
+def write_shape(shape: Shape, folder: Path, overrides: Sequence[str] = ()) -> StudyFiles:
+    """Write a study of random images, with few views, and without ImageNet's crop, which is
+    Pillow's work. overrides: of the student's config.
+    """
+    rng, names = np.random.default_rng(0), tuple(map(str, range(shape.classes)))
+    kind = shape.student.partition("-")[0]
+    size, channels = {"digits": (8, 1), "imagenet": (224, 3)}.get(kind, (32, 3))
     train, test = (
-        random_split(rng, count, size, channels, shape.classes)
+        array_split(
+            rng.integers(0, 256, (count, size, size, channels), dtype=np.uint8),
+            rng.integers(0, shape.classes, count),
+            "noise",
+        )
         for count in (shape.num_train, shape.num_test)
     )
-    digest = hashlib.sha256(train.images.tobytes()).hexdigest()
-    return Dataset("noise", tuple(map(str, range(shape.classes))), train, None, test, digest)
+    zeros = "0" * 64  # in place of digests
+    noise = ImageSource("noise", "packed", names, train, test, lambda ids: zeros, lambda: zeros)
+    pack_pixels(noise, folder / "images.h5")
+    views = ["views.augment={type: pad-crop-flip, pad_px: 1}", f"views.count={shape.num_views}"]
+    data = {"type": "packed", "file": str(folder / "images.h5")}
+    own, classes = [*views, _TAPS], shape.classes
+    return write_study(folder, data, own, overrides, shipped=shape.student, classes=classes)
 
 
-def save_random_weights(
-    file: Path, arch: str, classes: int, channels: int = 3, stem: str = "cifar"
-) -> None:
-    network = build(arch, num_classes=classes, in_channels=channels, stem=stem)
-    save_atomically(network.state_dict(), file)
-
-
-def setup_of(
-    shape: Shape, folder: Path, overrides: Sequence[str] = ()
-) -> tuple[Setup, StudentConfig]:
-    """A teacher with random weights on random images; its cache is to be made."""
-    student, teacher = configs_of(shape, folder, overrides)
-    channels, spec = len(teacher.dataset.normalization.mean), teacher.teacher
-    save_random_weights(folder / "teacher.pt", spec.arch, shape.classes, channels, spec.stem)
-    dataset = dataset_of(shape, teacher)
-    return setup.setup_of(teacher, dataset, folder / "caches"), student
-
-
-def make_cache(made: Setup, options: PassOptions) -> TeacherCache:
+def make_cache(setup: Setup, options: PassOptions) -> TeacherCache:
     """The teacher's cache, by its pass."""
-    cache = fill_cache(made, options, Console(file=io.StringIO()))
+    cache = fill_cache(setup, options, Console(file=io.StringIO()))
     assert cache is not None
     return cache
 
@@ -134,15 +158,10 @@ def make_cache(made: Setup, options: PassOptions) -> TeacherCache:
 def study_of(
     shape: Shape, folder: Path, device: torch.device, overrides: Sequence[str] = ()
 ) -> Study:
-    """The study of `setup_of`, with its cache made."""
-    made, student = setup_of(shape, folder, overrides)
-    return study_with(made, student, make_cache(made, PassOptions(device, 64)))
-
-
-def study_with(made: Setup, student: StudentConfig, cache: TeacherCache) -> Study:
-    """Its runs are kept next to the caches."""
-    runs = made.path.parent.with_name("runs")
-    return Study(student, (StudyTeacher(made.config, cache),), made.dataset, runs)
+    """The study of `write_shape`, with its cache made."""
+    files = write_shape(shape, folder, overrides)
+    make_cache(files.setup(), PassOptions(device, 64))
+    return files.study()
 
 
 def steps_of_epoch(context: TrainContext, epoch: int) -> Iterator[object]:

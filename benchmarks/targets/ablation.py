@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.harness import Findings, Verdict, markdown
-from benchmarks.synthetic.studies import SHAPES, make_cache, setup_of, study_with
+from benchmarks.synthetic.studies import SHAPES, make_cache, write_shape
 from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.train.engine.epoch_result import EpochResult
@@ -29,11 +29,11 @@ def measure(device: str = "auto", shape: str = "cifar-56-20", epochs: int = 4) -
     cached, live, results = dict[str, float](), dict[str, float](), list[EpochResult]()
     with tempfile.TemporaryDirectory() as name:
         images = replace(SHAPES[shape], num_views=epochs)
-        setup, student = setup_of(images, Path(name), overrides)
+        files = write_shape(images, Path(name), overrides)
         started = time.perf_counter()
-        cache = make_cache(setup, PassOptions(where))
+        make_cache(files.setup(), PassOptions(where))
         building = time.perf_counter() - started
-        study = study_with(setup, student, cache)
+        study = files.study()
         for method in METHODS:  # one after the other, so that a slow hour affects both
             for seed, seconds in enumerate((cached, live)):  # the seed keeps the runs of ce apart
                 run = study.run(method, seed, seconds is live and method != "ce")

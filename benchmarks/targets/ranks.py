@@ -34,23 +34,19 @@ from benchmarks.synthetic.caches import fill_with_noise
 from benchmarks.synthetic.studies import (
     SHAPES,
     Shape,
-    configs_of,
-    dataset_of,
+    StudyFiles,
     endless_steps,
-    setup_of,
     steps_of_epoch,
     study_of,
+    write_shape,
 )
 from teach_once.runtime.command.frame import end_process
 from teach_once.runtime.launch import launch
 from teach_once.runtime.machine.devices import pick_device
-from teach_once.store import TeacherCache
 from teach_once.train.engine.ranks import ALONE, Ranks, init_process_group
 from teach_once.train.engine.step import TrainContext
 from teach_once.train.engine.train_state import capture_maps
 from teach_once.train.outputs.cached_teacher import view_bytes
-from teach_once.train.runs.study import Study
-from teach_once.train.runs.teachers import StudyTeacher
 from teach_once.train.sessions.student import open_context
 
 TITLE = "One student on several processes"
@@ -81,13 +77,12 @@ def measure(
     for name in shapes.split():
         with tempfile.TemporaryDirectory() as folder:
             study_of(SHAPES[name], Path(folder), where)
-            first, *_ = measured_by(ranks, where, Path(folder), step_seconds, name, rounds, steps)
+            first, *_ = measured_by(ranks, where, Path(folder), step_seconds, rounds, steps)
             found[name] = {row: Timing(tuple(seconds)) for row, seconds in first.items()}
     with tempfile.TemporaryDirectory() as folder:
-        make_memory_study(slab_mb, Path(folder))
-        memory = [
-            measured_by(world, where, Path(folder), memory_of_rank, slab_mb) for world in (1, ranks)
-        ]
+        setup = write_shape(memory_shape(slab_mb), Path(folder), ["training.batch_size=64"]).setup()
+        fill_with_noise(setup, setup.dataset.train.read_digests)
+        memory = [measured_by(world, where, Path(folder), memory_of_rank) for world in (1, ranks)]
     text = (
         f", {ranks} processes on {where}, load average before it {load:.1f}: {METHOD}, batches of "
         f"the shapes' configs, split into {ranks} slices. Medians of rounds of {steps} steps that "
@@ -133,19 +128,11 @@ def memory_table(found: list[list[Found]]) -> str:
     return markdown(header, rows)
 
 
-def open_made_study(shape: Shape, folder: Path, *overrides: str) -> Study:
-    """The study in `folder`, whose cache exists."""
-    student, teacher = configs_of(shape, folder, overrides)
-    cache = TeacherCache.open(next((folder / "caches").glob("*-*")))
-    teachers = (StudyTeacher(teacher, cache),)
-    return Study(student, teachers, dataset_of(shape, teacher), folder / "runs")
-
-
 def step_seconds(
-    folder: Path, device: torch.device, ranks: Ranks, shape: str, rounds: int, num_steps: int
+    folder: Path, device: torch.device, ranks: Ranks, rounds: int, num_steps: int
 ) -> Found:
     """Seconds of a step, by row and round, until the last rank has taken it."""
-    study = open_made_study(SHAPES[shape], folder)
+    study = StudyFiles(folder).study()
     whole = study.config.training
 
     def steps(
@@ -187,19 +174,13 @@ def memory_shape(slab_mb: int) -> Shape:
     return replace(SHAPES["digits"], num_train=blocks * _BLOCK_ROWS, classes=_CLASSES_OF_MEMORY)
 
 
-def make_memory_study(slab_mb: int, folder: Path) -> None:
-    """The study of `memory_shape`, with made-up records in its cache."""
-    setup, _ = setup_of(memory_shape(slab_mb), folder)
-    fill_with_noise(setup, setup.dataset.train.read_digests)
-
-
-def memory_of_rank(folder: Path, device: torch.device, ranks: Ranks, slab_mb: int) -> Found:
+def memory_of_rank(folder: Path, device: torch.device, ranks: Ranks) -> Found:
     """What a rank keeps and reads for the teacher's outputs of two epochs of a view each.
 
     kept: bytes of memory that no file backs, shared pages divided among the processes that share
     them. read: bytes for each view that was read. slab: the bytes of a view.
     """
-    study = open_made_study(memory_shape(slab_mb), folder, "training.batch_size=64")
+    study = StudyFiles(folder).study()
     _train_a_little(open_context(study.run("ce", 0), device, ranks=ranks), epochs=1)
     before, read_before = _memory(), _bytes_read()
     run = study.run("kd", 0)

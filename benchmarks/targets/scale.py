@@ -29,8 +29,7 @@ from benchmarks.synthetic.photographs import (
     photograph_folder,
     photographs,
 )
-from benchmarks.synthetic.studies import steps_of_epoch
-from benchmarks.synthetic.study_files import StudyFiles, write_study
+from benchmarks.synthetic.studies import StudyFiles, steps_of_epoch, write_study
 from benchmarks.targets.start import ROOT, run_until, seconds_to_first_step
 from teach_once.precompute.compute.queue import BlockQueue
 from teach_once.store import TeacherCache
@@ -47,7 +46,10 @@ SMALL, CLASSES = 8_000, 1000
 BLOCKS = (94_000, 1_000_000)
 BATCH_SIZE, BLOCK_ROWS, VIEWS_OF_BLOCKS = 64, 4096, 50
 _CHANNELS = 16  # of the one stage that is stored
-_TAPS = "taps={logits: null, channel_means: uint8, stages: [layer1]}"
+_TEACHER = (
+    "teacher.arch=resnet8",
+    "taps={logits: null, channel_means: uint8, stages: [layer1]}",
+)
 _STUDENT = (
     "student={arch: resnet8, stages: [layer1]}",
     *("training.batch_size=128", "methods={cd: [{loss: ce}, {loss: cd}]}"),
@@ -113,7 +115,7 @@ def make_study(folder: Path, num_samples: int, num_views: int, contents: list[by
     digests = photograph_folder(folder / "tree", num_samples, contents, CLASSES)
     views = ["views.augment={type: random-resized-crop, size_px: 32}", f"views.count={num_views}"]
     data = {"type": "imagefolder", "root": str(folder / "tree")}
-    files = write_study(folder, data, [*views, _TAPS], _STUDENT, CLASSES)
+    files = write_study(folder, data, [*_TEACHER, *views], _STUDENT, classes=CLASSES)
     fill_with_noise(files.setup(), lambda ids: digests[ids])
     return files
 

@@ -18,8 +18,13 @@ import torch
 
 from benchmarks.harness import Findings, Timing, Verdict, drain, interleaved, table_of
 from benchmarks.synthetic.photographs import photograph_folder, photographs
-from benchmarks.synthetic.studies import SHAPES, make_cache, steps_of_epoch, study_of
-from benchmarks.synthetic.study_files import write_study
+from benchmarks.synthetic.studies import (
+    SHAPES,
+    make_cache,
+    steps_of_epoch,
+    study_of,
+    write_study,
+)
 from benchmarks.targets.ablation import METHODS
 from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.runtime.machine.devices import pick_device
@@ -95,7 +100,7 @@ def photograph_study(folder: Path, num_images: int, device: torch.device) -> Stu
     data = {"type": "imagefolder", "root": str(folder / "photos")}
     views = ["views.augment={type: random-resized-crop, size_px: 32}", "views.count=1"]
     taps = "taps={logits: float32, channel_means: float32}"
-    files = write_study(folder, data, [*views, taps], _STUDENT)
+    files = write_study(folder, data, ["teacher.arch=resnet8", *views, taps], _STUDENT)
     make_cache(files.setup(), PassOptions(device, 64, num_workers=_WORKERS))
     return files.study()
 

@@ -14,13 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.harness import Findings, Verdict
-from benchmarks.synthetic.studies import random_split
-from benchmarks.synthetic.study_files import write_study
-from teach_once.views.packed.write import pack_pixels
-from teach_once.views.splits import ImageSource
+from benchmarks.synthetic.studies import Shape, write_shape
 
 TITLE = "The start"
 ROOT = Path(__file__).parents[2]
@@ -46,13 +41,8 @@ def measure(device: str = "auto", images: int = 50_000, rounds: int = 5) -> Find
 
 def prepare(folder: Path, num_images: int) -> list[str]:
     """Write a study into `folder` and make its cache; return the arguments for make."""
-    rng = np.random.default_rng(0)
-    train, test = (random_split(rng, count, 32, 3, 10) for count in (num_images, 1000))
-    names, digest = tuple("0123456789"), "0" * 64
-    noise = ImageSource("noise", "packed", names, train, test, lambda ids: digest, lambda: digest)
-    pack_pixels(noise, folder / "images.h5")
-    data = {"type": "packed", "file": str(folder / "images.h5")}
-    files = write_study(folder, data, ["views.count=2"], ["training.batch_size=128"])
+    shape = Shape("cifar10-resnet20", num_images, num_test=1000)
+    files = write_shape(shape, folder, ["training.batch_size=128"])
     make = ["make", "--silent", "cache-teacher", f"TEACHER={files.teacher}"]
     make.append(f"CACHES={files.caches}")
     subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.harness import Findings, Timing, Verdict, interleaved, markdown, timed
-from benchmarks.synthetic.studies import Shape, setup_of, shapes_for
+from benchmarks.synthetic.studies import Shape, shapes_for, write_shape
 from teach_once.nets.networks.precision import autocast
 from teach_once.precompute.compute.blocks import run_blocks
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
@@ -48,7 +48,7 @@ def seconds_of(
     shape: Shape, device: torch.device, rounds: int, batch_size: int
 ) -> dict[str, Timing]:
     with tempfile.TemporaryDirectory() as name:
-        setup, _ = setup_of(shape, Path(name))
+        setup = write_shape(shape, Path(name)).setup()
         teacher_pass = TeacherPass(setup, PassOptions(device, batch_size))
         content, ids = teacher_pass.content(), np.arange(shape.num_train)
         inputs = [each.inputs for each in teacher_pass.pixels.batches([0], ids, batch_size)]

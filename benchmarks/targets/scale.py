@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -58,16 +59,12 @@ _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 Sizes = tuple[StudyFiles, StudyFiles]  # small, large
 
 
-class Report:
-    """The rows of the table and the verdicts."""
+class Line(NamedTuple):
+    """A line of the table, of both sizes, and its verdict."""
 
-    def __init__(self) -> None:
-        self.rows: list[list[str]] = []
-        self.verdicts: list[Verdict] = []
-
-    def add(self, what: str, cells: Sequence[str], *verdicts: Verdict) -> None:
-        self.rows.append([what, *cells])
-        self.verdicts += verdicts
+    what: str
+    cells: list[str]
+    verdict: Verdict
 
 
 def measure(
@@ -81,7 +78,7 @@ def measure(
     """device: unused, but an option of every target. images: read in each round. seconds: of work
     for memory.
     """
-    small, report = min(SMALL, samples), Report()
+    small = min(SMALL, samples)
     if small < CLASSES:
         raise SystemExit(f"--samples must be at least {CLASSES:,}, one for each class")
     with ExitStack() as stack:
@@ -92,22 +89,20 @@ def measure(
             make_study(Path(name, "small"), small, views, contents),
             make_study(Path(name, "large"), samples, views, contents),
         )
-        first_steps(sizes, report)
-        epochs(sizes, report)
-        reading(sizes, min(images, small), rounds, report)
-        opening(sizes, report)
-        scheduling(report)
-        memory(sizes, seconds, report)
+        lines = [*first_steps(sizes), *epochs(sizes)]
+        lines += reading(sizes, min(images, small), rounds)
+        lines += [*opening(sizes), *scheduling(), *memory(sizes, seconds)]
         # Removing the files takes minutes and may be interrupted: the report is written before.
         remove_files = stack.pop_all().close
-    table = markdown(["what", f"{small:,} samples", f"{samples:,} samples"], report.rows)
+    rows = [[line.what, *line.cells] for line in lines]
+    table = markdown(["what", f"{small:,} samples", f"{samples:,} samples"], rows)
     text = (
         f": hard links to {len(contents)} made-up photographs of 500x375 in {CLASSES:,} classes; "
         f"views of 32 pixels, {views} cached. Rates: medians of {rounds} interleaved rounds "
         f"{ROUNDS}. Memory: the maximum of the process in its first {seconds:g} s of work; plans "
         f"are for a whole run with its tests.\n\n{table}"
     )
-    return Findings(text, report.verdicts, cleanup=remove_files)
+    return Findings(text, [line.verdict for line in lines], cleanup=remove_files)
 
 
 def make_study(folder: Path, num_samples: int, num_views: int, contents: list[bytes]) -> StudyFiles:
@@ -120,7 +115,7 @@ def make_study(folder: Path, num_samples: int, num_views: int, contents: list[by
     return files
 
 
-def first_steps(sizes: Sizes, report: Report) -> None:
+def first_steps(sizes: Sizes) -> Iterator[Line]:
     """`make train-student`, on a folder that was never listed, and on one that was."""
     first, again = [], []
     for size in sizes:
@@ -128,21 +123,21 @@ def first_steps(sizes: Sizes, report: Report) -> None:
         forget_listings(size.caches)
         first.append(seconds_to_first_step(size.folder, make, 0))
         again.append(seconds_to_first_step(size.folder, make, 1))
-    report.add(
+    yield Line(
         "`make train-student` to the first step, s: listed for the first time",
         [f"{each:.1f}" for each in first],
         Verdict("first step, listed for the first time (s)", first[1], at_most=60),
     )
     verdict = Verdict("first step, listed before (s)", again[1], at_most=15)
-    report.add("the same, listed before", [f"{each:.1f}" for each in again], verdict)
+    yield Line("the same, listed before", [f"{each:.1f}" for each in again], verdict)
 
 
-def epochs(sizes: Sizes, report: Report) -> None:
+def epochs(sizes: Sizes) -> Iterator[Line]:
     """The median start of epochs 2 to 4; the first one also starts the workers."""
     starts = [statistics.median(seconds_to_start_epochs(size)[1:]) for size in sizes]
     verdict = Verdict("start of an epoch: large - small (s)", starts[1] - starts[0], at_most=1)
     cells = [f"{each:.2f}" for each in starts]
-    report.add("start of an epoch, to its first step, s", cells, verdict)
+    yield Line("start of an epoch, to its first step, s", cells, verdict)
 
 
 def seconds_to_start_epochs(size: StudyFiles) -> list[float]:
@@ -161,7 +156,7 @@ def seconds_to_start_epochs(size: StudyFiles) -> list[float]:
     return seconds
 
 
-def reading(sizes: Sizes, count: int, rounds: int, report: Report) -> None:
+def reading(sizes: Sizes, count: int, rounds: int) -> Iterator[Line]:
     """Views per second of one worker, from the first batch that is requested to the last.
 
     Stage 1 reads neighbors, all views of an image from one decoding; stage 2 reads one view of
@@ -185,20 +180,20 @@ def reading(sizes: Sizes, count: int, rounds: int, report: Report) -> None:
         amount = count * (8 if "8 views" in name else 1)
         ratio = Verdict(f"views/s, {name}: large ÷ small", 1 / large.ratio_to(small), at_least=0.97)
         rates = [each.format_rate(amount) for each in (small, large)]
-        report.add(f"views/s of one worker: {name}", rates, ratio)
+        yield Line(f"views/s of one worker: {name}", rates, ratio)
 
 
-def opening(sizes: Sizes, report: Report) -> None:
+def opening(sizes: Sizes) -> Iterator[Line]:
     """The cache of all views; the median of three."""
     setups = [size.setup() for size in sizes]
     opens = {str(n): partial(TeacherCache.open, setup.path) for n, setup in enumerate(setups)}
     seconds = [timing.median for timing in interleaved(opens, rounds=3).values()]
     what = f"opening a cache of {setups[0].config.views.num_views} views"
     cells = [f"{each:.2f}" for each in seconds]
-    report.add(f"{what}, s", cells, Verdict(f"{what} (s)", seconds[1]))
+    yield Line(f"{what}, s", cells, Verdict(f"{what} (s)", seconds[1]))
 
 
-def scheduling(report: Report) -> None:
+def scheduling() -> Iterator[Line]:
     """With ten times the blocks O(log n) is 1.2 times as much, and the processor's cache is small.
 
     O(n) would be 10.6 times as much.
@@ -206,7 +201,7 @@ def scheduling(report: Report) -> None:
     few, many = (min(seconds_per_block(count) for _ in range(3)) for count in BLOCKS)
     what = f"scheduling {BLOCKS[0]:,} and {BLOCKS[1]:,} blocks, µs each"
     verdict = Verdict("scheduling a block: many ÷ few", many / few, at_most=3)
-    report.add(what, [f"{1e6 * few:.2f}", f"{1e6 * many:.2f}"], verdict)
+    yield Line(what, [f"{1e6 * few:.2f}", f"{1e6 * many:.2f}"], verdict)
 
 
 def seconds_per_block(num_blocks: int) -> float:
@@ -224,13 +219,13 @@ def seconds_per_block(num_blocks: int) -> float:
     return (time.perf_counter() - started) / len(work)
 
 
-def memory(sizes: Sizes, seconds: float, report: Report) -> None:
+def memory(sizes: Sizes, seconds: float) -> Iterator[Line]:
     for stage, planned_and_taken in (("stage 1", memory_of_pass), ("stage 2", memory_of_training)):
         found = [planned_and_taken(size, seconds) for size in sizes]
         cells = [f"{taken / 1e6:,.0f} of {planned / 1e6:,.0f}" for planned, taken in found]
         what, (planned, taken) = f"memory of {stage}: taken ÷ planned", found[1]
         verdict = Verdict(what, taken / planned, at_most=1.1)
-        report.add(f"memory of {stage}, MB: taken of planned", cells, verdict)
+        yield Line(f"memory of {stage}, MB: taken of planned", cells, verdict)
 
 
 def memory_of_pass(size: StudyFiles, seconds: float) -> tuple[float, float]:

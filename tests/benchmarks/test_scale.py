@@ -51,7 +51,7 @@ def test_every_row_is_measured_and_nothing_is_left_behind(
     monkeypatch.setattr(scale, "BLOCKS", (100, 1000))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     # These start twelve programs, which are tested by themselves.
-    monkeypatch.setattr(scale, "first_steps", lambda sizes, report: None)
+    monkeypatch.setattr(scale, "first_steps", lambda sizes: [])
     monkeypatch.setattr(scale, "memory_of_pass", lambda *_: (2e9, 1e9))
     monkeypatch.setattr(scale, "memory_of_training", lambda *_: (2e9, 1e9))
     files = ["--docs", str(tmp_path / "b.md"), "--json", str(tmp_path / "b.json")]
@@ -69,8 +69,6 @@ def test_scheduling_that_looks_through_all_blocks_would_be_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scale, "BLOCKS", (1_000, 10_000))
-    report = scale.Report()
-    scale.scheduling(report)
-    (verdict,) = report.verdicts
-    assert dataclasses.replace(verdict, value=10.6).mark == "✗ missed"
+    (line,) = scale.scheduling()
+    assert dataclasses.replace(line.verdict, value=10.6).mark == "✗ missed"
     assert scale.seconds_per_block(500) > 0

@@ -59,8 +59,8 @@ _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 Sizes = tuple[StudyFiles, StudyFiles]  # small, large
 
 
-class Line(NamedTuple):
-    """A line of the table, of both sizes, and its verdict."""
+class SizesRow(NamedTuple):
+    """A row of the table, of both sizes, and its verdict."""
 
     what: str
     cells: list[str]
@@ -115,7 +115,7 @@ def make_study(folder: Path, num_samples: int, num_views: int, contents: list[by
     return files
 
 
-def first_steps(sizes: Sizes) -> Iterator[Line]:
+def first_steps(sizes: Sizes) -> Iterator[SizesRow]:
     """`make train-student`, on a folder that was never listed, and on one that was."""
     first, again = [], []
     for size in sizes:
@@ -123,21 +123,21 @@ def first_steps(sizes: Sizes) -> Iterator[Line]:
         forget_listings(size.caches)
         first.append(seconds_to_first_step(size.folder, make, 0))
         again.append(seconds_to_first_step(size.folder, make, 1))
-    yield Line(
+    yield SizesRow(
         "`make train-student` to the first step, s: listed for the first time",
         [f"{each:.1f}" for each in first],
         Verdict("first step, listed for the first time (s)", first[1], at_most=60),
     )
     verdict = Verdict("first step, listed before (s)", again[1], at_most=15)
-    yield Line("the same, listed before", [f"{each:.1f}" for each in again], verdict)
+    yield SizesRow("the same, listed before", [f"{each:.1f}" for each in again], verdict)
 
 
-def epochs(sizes: Sizes) -> Iterator[Line]:
+def epochs(sizes: Sizes) -> Iterator[SizesRow]:
     """The median start of epochs 2 to 4; the first one also starts the workers."""
     starts = [statistics.median(seconds_to_start_epochs(size)[1:]) for size in sizes]
     verdict = Verdict("start of an epoch: large - small (s)", starts[1] - starts[0], at_most=1)
     cells = [f"{each:.2f}" for each in starts]
-    yield Line("start of an epoch, to its first step, s", cells, verdict)
+    yield SizesRow("start of an epoch, to its first step, s", cells, verdict)
 
 
 def seconds_to_start_epochs(size: StudyFiles) -> list[float]:
@@ -156,7 +156,7 @@ def seconds_to_start_epochs(size: StudyFiles) -> list[float]:
     return seconds
 
 
-def reading(sizes: Sizes, count: int, rounds: int) -> Iterator[Line]:
+def reading(sizes: Sizes, count: int, rounds: int) -> Iterator[SizesRow]:
     """Views per second of one worker, from the first batch that is requested to the last.
 
     Stage 1 reads neighbors, all views of an image from one decoding; stage 2 reads one view of
@@ -180,20 +180,20 @@ def reading(sizes: Sizes, count: int, rounds: int) -> Iterator[Line]:
         amount = count * (8 if "8 views" in name else 1)
         ratio = Verdict(f"views/s, {name}: large ÷ small", 1 / large.ratio_to(small), at_least=0.97)
         rates = [each.format_rate(amount) for each in (small, large)]
-        yield Line(f"views/s of one worker: {name}", rates, ratio)
+        yield SizesRow(f"views/s of one worker: {name}", rates, ratio)
 
 
-def opening(sizes: Sizes) -> Iterator[Line]:
+def opening(sizes: Sizes) -> Iterator[SizesRow]:
     """The cache of all views; the median of three."""
     setups = [size.setup() for size in sizes]
     opens = {str(n): partial(TeacherCache.open, setup.path) for n, setup in enumerate(setups)}
     seconds = [timing.median for timing in interleaved(opens, rounds=3).values()]
     what = f"opening a cache of {setups[0].config.views.num_views} views"
     cells = [f"{each:.2f}" for each in seconds]
-    yield Line(f"{what}, s", cells, Verdict(f"{what} (s)", seconds[1]))
+    yield SizesRow(f"{what}, s", cells, Verdict(f"{what} (s)", seconds[1]))
 
 
-def scheduling() -> Iterator[Line]:
+def scheduling() -> Iterator[SizesRow]:
     """With ten times the blocks O(log n) is 1.2 times as much, and the processor's cache is small.
 
     O(n) would be 10.6 times as much.
@@ -201,7 +201,7 @@ def scheduling() -> Iterator[Line]:
     few, many = (min(seconds_per_block(count) for _ in range(3)) for count in BLOCKS)
     what = f"scheduling {BLOCKS[0]:,} and {BLOCKS[1]:,} blocks, µs each"
     verdict = Verdict("scheduling a block: many ÷ few", many / few, at_most=3)
-    yield Line(what, [f"{1e6 * few:.2f}", f"{1e6 * many:.2f}"], verdict)
+    yield SizesRow(what, [f"{1e6 * few:.2f}", f"{1e6 * many:.2f}"], verdict)
 
 
 def seconds_per_block(num_blocks: int) -> float:
@@ -219,13 +219,13 @@ def seconds_per_block(num_blocks: int) -> float:
     return (time.perf_counter() - started) / len(work)
 
 
-def memory(sizes: Sizes, seconds: float) -> Iterator[Line]:
+def memory(sizes: Sizes, seconds: float) -> Iterator[SizesRow]:
     for stage, planned_and_taken in (("stage 1", memory_of_pass), ("stage 2", memory_of_training)):
         found = [planned_and_taken(size, seconds) for size in sizes]
         cells = [f"{taken / 1e6:,.0f} of {planned / 1e6:,.0f}" for planned, taken in found]
         what, (planned, taken) = f"memory of {stage}: taken ÷ planned", found[1]
         verdict = Verdict(what, taken / planned, at_most=1.1)
-        yield Line(f"memory of {stage}, MB: taken of planned", cells, verdict)
+        yield SizesRow(f"memory of {stage}, MB: taken of planned", cells, verdict)
 
 
 def memory_of_pass(size: StudyFiles, seconds: float) -> tuple[float, float]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
@@ -80,14 +79,8 @@ def fill_with_noise(setup: Setup, digests: DigestsOf) -> None:
         values = np.resize(noise[block.view :], (block.rows, *spec.shape))
         return values if tap != "correct" else values.astype(spec.dtype)
 
-    with _without_flushing(), CacheWriter.open(setup.path, content) as writer:
+    # Tens of thousands of flushes would take minutes; the cache is thrown away.
+    with patch.object(os, "fsync", lambda _: None), CacheWriter.open(setup.path, content) as writer:
         for item in writer.work:
             writer.write_block(item.block, {tap: records(item.block, tap) for tap in item.taps})
         writer.finish({"views": setup.config.views.num_views, "images_per_second": 1.0})
-
-
-@contextmanager
-def _without_flushing() -> Iterator[None]:
-    """Tens of thousands of flushes would take minutes; the cache is thrown away."""
-    with patch.object(os, "fsync", lambda _: None):
-        yield

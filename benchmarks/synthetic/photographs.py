@@ -5,7 +5,7 @@ amplitude falls as 1 / frequency. Noise is added until the file has its size, si
 depends on the bytes more than on the contents.
 
 A folder holds hard links to a few hundred of them: a link takes a name and no inode. File systems
-allow about 65,000 links to one file (ext4), so the photographs are copied as often as that demands.
+allow about 65,000 links to one file (ext4): 16 million samples of 256 photographs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ PHOTOGRAPHS = 256  # different ones in a large folder
 _QUALITY = 90
 _TRIALS = 6
 _MOST_NOISE = 64.0  # standard deviation, of 255
-_MOST_LINKS = 60_000
 _BYTES_PER_NAME = 100  # of a folder's entry, generously
 
 Floats = NDArray[np.float64]
@@ -74,28 +73,23 @@ def photograph_folder(
 
     Returns (num_samples, 16), the digests of all training samples in their order.
     """
-    originals = root / "originals"
-    originals.mkdir(parents=True)
-    chosen, first = np.arange(num_samples) % len(contents), 0
+    originals = [root / "originals" / f"{number}.JPEG" for number in range(len(contents))]
+    originals[0].parent.mkdir(parents=True)
+    for original, content in zip(originals, contents, strict=True):
+        original.write_bytes(content)
+    first = 0
     for number in range(classes):
-        count = num_samples // classes + (number < num_samples % classes)
         train, val = (root / split / f"n{number:08d}" for split in ("train", "val"))
         train.mkdir(parents=True)
         val.mkdir(parents=True)
+        count = num_samples // classes + (number < num_samples % classes)
         for sample in range(first, first + count):
             name = train / f"n{number:08d}_{sample - first:06d}.JPEG"
-            _link(originals, sample, contents, name)
-        _link(originals, number, contents, val / f"val_{number:06d}.JPEG")
+            os.link(originals[sample % len(contents)], name)
+        os.link(originals[number % len(contents)], val / f"val_{number:06d}.JPEG")
         first += count
-    return stack_digests(map(sample_digest, contents))[chosen]
-
-
-def _link(originals: Path, sample: int, contents: Sequence[bytes], name: Path) -> None:
-    which, copy = sample % len(contents), sample // len(contents) // _MOST_LINKS
-    original = originals / f"{which}-{copy}.JPEG"
-    if not original.exists():
-        original.write_bytes(contents[which])
-    os.link(original, name)
+    digests = stack_digests(map(sample_digest, contents))
+    return digests[np.arange(num_samples) % len(contents)]
 
 
 def check_disk(folder: Path, num_samples: int, more_bytes: int = 0) -> None:

@@ -33,7 +33,6 @@ from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store import TapSpec, TeacherCache
 from teach_once.store.identity import identity_sha256
 from teach_once.store.write.destination import (
-    Destination,
     Handout,
     handout_of,
     open_destination,
@@ -48,16 +47,18 @@ _TAPS = {"correct": TapSpec((), "uint8")}
 
 
 def measure(blocks: int = 1_000_000, views: int = 50) -> Findings:
-    with object_server() as url, tempfile.TemporaryDirectory() as folder:
-        simulation = Simulation(url, blocks, views, Path(folder))
-        with Cluster("local", Console(file=io.StringIO()), cpus=1, gpus=0) as cluster:
-            workers = cluster.format_workers()
-            simulation.run(cluster)
-    text = f": {blocks:,} blocks of one byte in tasks of {views}; {workers} on this machine, which "
+    rows: list[list[str]] = []
+    with (
+        object_server() as url,
+        tempfile.TemporaryDirectory() as folder,
+        Cluster("local", Console(file=io.StringIO()), cpus=1, gpus=0) as cluster,
+    ):
+        workers = cluster.format_workers()
+        simulate(cluster, url, blocks, views, Path(folder), rows)
     header = ["", "seconds", "of the driver's CPU", "blocks/s", "driver's memory so far, MB"]
-    table = markdown(header, simulation.rows)
-    text += f"also runs the driver and the store.\n\n{table}"
-    return Findings(text, content=simulation.rows)
+    text = f": {blocks:,} blocks of one byte in tasks of {views}; {workers} on this machine, which "
+    text += f"also runs the driver and the store.\n\n{markdown(header, rows)}"
+    return Findings(text, content=rows)
 
 
 def commit_empty(folder: Path, handout: Handout, group: list[Work]) -> list[Any]:
@@ -74,59 +75,38 @@ def do_nothing(group: list[Work]) -> list[Any]:
     return []
 
 
-class Simulation:
-    """One cache, from its begin to being opened. rows: what was measured, for the table."""
+def simulate(
+    cluster: Cluster, url: str, num_blocks: int, num_views: int, folder: Path, rows: list[list[str]]
+) -> None:
+    """One cache, from opening its writer to opening it; appends a row for each part to `rows`."""
 
-    def __init__(self, url: str, num_blocks: int, num_views: int, folder: Path) -> None:
-        self._path = path_or_url(f"{url}/caches/bench-{identity_sha256(_IDENTITY)[:8]}")
-        self._content = content_of(_TAPS, num_blocks // num_views, num_views, 1, _IDENTITY)
-        self._num_blocks, self._num_views, self._folder = num_blocks, num_views, folder
-        self.rows: list[list[str]] = []
-
-    def run(self, cluster: Cluster) -> None:
-        path, content, spool = self._path, self._content, self._folder
-        writer = self._timed(
-            "open the writer, list all blocks",
-            lambda: open_destination(path, content, spool_folder=spool, block_rows=1),
-        )
-        with writer:
-            self._queue(cluster, writer, "queue alone", do_nothing)
-            given = (self._folder, handout_of(writer))
-            self._queue(cluster, writer, "queue and commit", commit_empty, *given)
-            left = self._timed("read every line, put the whole journal", writer.left_over)
-            assert not left, f"{len(left)} blocks are missing"
-        cache = self._timed("open the finished cache", lambda: TeacherCache.open(self._path))
-        assert cache.num_views == self._num_views
-
-    def _queue(
-        self,
-        cluster: Cluster,
-        writer: Destination,
-        what: str,
-        function: Callable[..., list[Any]],
-        *given: object,
-    ) -> None:
-        work = writer.work
-        tasks, queue = (
-            BlockTasks(cluster, function, given, writer),
-            BlockQueue(work, self._num_views),
-        )
-
-        def run() -> None:
-            console = Console(stderr=True)
-            with Progress(len(work), "blocks", console) as progress, StopRequest() as stop:
-                tasks.run(queue, progress, stop)
-
-        self._timed(what, run)
-
-    def _timed(self, what: str, call: Callable[[], Result]) -> Result:
-        """The result of `call`, of which a row is made."""
+    def timed(what: str, call: Callable[[], Result]) -> Result:
         started, cpu_started = time.perf_counter(), time.process_time()
         result = call()
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_started
         megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        rate = self._num_blocks / seconds
-        row = [what, f"{seconds:,.1f}", f"{cpu:,.1f}", f"{rate:,.0f}", f"{megabytes:,.0f}"]
-        print(row, file=sys.stderr)
-        self.rows.append(row)
+        rate = num_blocks / seconds
+        rows.append([what, f"{seconds:,.1f}", f"{cpu:,.1f}", f"{rate:,.0f}", f"{megabytes:,.0f}"])
+        print(rows[-1], file=sys.stderr)
         return result
+
+    def run(function: Callable[..., list[Any]], *given: object) -> None:
+        work, console = writer.work, Console(stderr=True)
+        with Progress(len(work), "blocks", console) as progress, StopRequest() as stop:
+            tasks = BlockTasks(cluster, function, given, writer)
+            tasks.run(BlockQueue(work, num_views), progress, stop)
+
+    path = path_or_url(f"{url}/caches/bench-{identity_sha256(_IDENTITY)[:8]}")
+    content = content_of(_TAPS, num_blocks // num_views, num_views, 1, _IDENTITY)
+    writer = timed(
+        "open the writer, list all blocks",
+        lambda: open_destination(path, content, spool_folder=folder, block_rows=1),
+    )
+    with writer:
+        timed("queue alone", lambda: run(do_nothing))
+        handout = handout_of(writer)
+        timed("queue and commit", lambda: run(commit_empty, folder, handout))
+        left = timed("read every line, put the whole journal", writer.left_over)
+        assert not left, f"{len(left)} blocks are missing"
+    cache = timed("open the finished cache", lambda: TeacherCache.open(path))
+    assert cache.num_views == num_views

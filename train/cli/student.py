@@ -61,7 +61,7 @@ def train_single(
 
 
 def _format_next(request: RunRequest, run: Run) -> str:
-    """Return the next commands for a trained student."""
+    """Return the next commands for a trained student; only students of a cache can be exported."""
     caches, runs = request.storage.caches, request.storage.runs
     words = [*program("train"), "export", request.name, f"exported/{run.study.config.name}"]
     words += ["--method", run.method, "--seed", str(run.seed)]
@@ -70,6 +70,8 @@ def _format_next(request: RunRequest, run: Run) -> str:
     words += [] if runs == Path("runs") else ["--runs", str(runs)]
     compare = [*program("train"), "runs", run.study.config.name]
     compare += [] if runs == Path("runs") else ["--runs", str(runs)]
+    if run.live_teacher:
+        return f"  next: {shlex.join(compare)}"
     export = shlex.join([*words, *(request.overrides or ())])
     return f"  next: {export}\n  or:   {shlex.join(compare)}"
 

@@ -63,7 +63,11 @@ class FolderSplits:
 def find_splits(root: Path, layout: FolderLayout, kept_in: Path | None) -> FolderSplits:
     """List the folders of both splits. Raises DatasetError if there are no usable images."""
     if not root.is_dir():
-        raise DatasetError(f"dataset.root: folder {root} not found")
+        raise DatasetError(
+            f"dataset.root: folder {root} not found",
+            fix=f"put the images into {root}/train/CLASS and {root}/val/CLASS, or set "
+            "dataset.root=FOLDER",
+        )
     train_dir, test_dir = _folders_of(root, layout)
     train = listing_of(train_dir, None, kept_in)
     _require_images(train, np.arange(len(train)), "has no images")

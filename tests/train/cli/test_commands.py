@@ -126,6 +126,16 @@ def test_an_ablation_never_loads_the_teacher(
         cli(["student", "digits-resnet8", "--method", "kd", "--live-teacher", *cached])
 
 
+def test_student_of_a_live_teacher_is_not_offered_for_export(
+    cached: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(["student", "digits-resnet8", "--method", "kd", "--live-teacher", *cached]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("  next: ")
+    assert " runs digits-resnet8" in last
+    assert " export " not in last
+
+
 def test_a_student_is_trained_once_and_its_result_printed_again(
     cached: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,20 +80,18 @@ class Verdict:
     at_most: float | None = None
     at_least: float | None = None
 
-    @property
-    def target(self) -> str:
+    def as_plain(self) -> dict[str, str | float]:
+        target, is_met = "", None
         if self.at_most is not None:
-            return f"≤ {self.at_most:g}"
-        return "" if self.at_least is None else f"≥ {self.at_least:g}"
+            target, is_met = f"≤ {self.at_most:g}", self.value <= self.at_most
+        elif self.at_least is not None:
+            target, is_met = f"≥ {self.at_least:g}", self.value >= self.at_least
+        mark = {None: "", True: "✓", False: "✗ missed"}[is_met]
+        return {"what": self.what, "value": self.value, "target": target, "mark": mark}
 
     @property
     def mark(self) -> str:
-        if self.at_most is not None:
-            return mark(self.value <= self.at_most)
-        return "" if self.at_least is None else mark(self.value >= self.at_least)
-
-    def as_plain(self) -> dict[str, str | float]:
-        return {"what": self.what, "value": self.value, "target": self.target, "mark": self.mark}
+        return str(self.as_plain()["mark"])
 
 
 @dataclass(frozen=True)
@@ -109,10 +107,6 @@ class Findings:
     content: object = None
     title: str | None = None
     cleanup: Callable[[], object] = dict
-
-
-def mark(is_met: bool) -> str:
-    return "✓" if is_met else "✗ missed"
 
 
 def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:

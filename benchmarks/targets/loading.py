@@ -94,18 +94,17 @@ def measure(workers: int = 1, photographs: int = 512, rounds: int = 7) -> Findin
 
 
 def verdicts_of(timings: Rows, workers: Rows, fraction: float) -> list[Verdict]:
-    def speedup(name: str, than: str = THEIRS, by: Rows = timings) -> float:
-        return 1 / by[name].ratio_to(by[than])
-
+    same, packed = "the same files ÷ torchvision", "packed ÷ torchvision"
+    theirs, worker_theirs = timings[THEIRS], workers[THEIRS]
     of_worker = "images per second of a worker's processor time"
     decoding = f"reading and decoding ÷ all worker time, {MANY_VIEWS} views from one decoding"
-    files = "the same files ÷ torchvision"
+    uint8 = timings[THEIRS_UINT8].ratio_to(timings[OURS])
     return [
-        Verdict(f"{files}, images/s", speedup(OURS), at_least=1.15),
-        Verdict("packed ÷ torchvision, images/s", speedup(PACKED), at_least=2.5),
-        Verdict(f"{files} with uint8, images/s", speedup(OURS, THEIRS_UINT8)),
-        Verdict(f"{files}, {of_worker}", speedup(OURS, by=workers)),
-        Verdict(f"packed ÷ torchvision, {of_worker}", speedup(PACKED, by=workers)),
+        Verdict(f"{same}, images/s", theirs.ratio_to(timings[OURS]), at_least=1.15),
+        Verdict(f"{packed}, images/s", theirs.ratio_to(timings[PACKED]), at_least=2.5),
+        Verdict(f"{same} with uint8, images/s", uint8),
+        Verdict(f"{same}, {of_worker}", worker_theirs.ratio_to(workers[OURS])),
+        Verdict(f"{packed}, {of_worker}", worker_theirs.ratio_to(workers[PACKED])),
         Verdict(decoding, fraction, at_most=0.08),
     ]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -80,17 +81,29 @@ def measure(
             first, *_ = measured_by(ranks, where, Path(folder), step_seconds, rounds, steps)
             found[name] = {row: Timing(tuple(seconds)) for row, seconds in first.items()}
     with tempfile.TemporaryDirectory() as folder:
-        setup = write_shape(memory_shape(slab_mb), Path(folder), ["training.batch_size=64"]).setup()
+        blocks = max(1, slab_mb * 10**6 // (4 * _CLASSES_OF_MEMORY * _BLOCK_ROWS))
+        shape = Shape("digits-resnet8", blocks * _BLOCK_ROWS, classes=_CLASSES_OF_MEMORY)
+        setup = write_shape(shape, Path(folder), ["training.batch_size=64"]).setup()
         fill_with_noise(setup, setup.dataset.train.read_digests)
         memory = [measured_by(world, where, Path(folder), memory_of_rank) for world in (1, ranks)]
+    slab = memory[0][0]["slab"]
+    memory_rows = [
+        [
+            str(len(world)),
+            *(", ".join(f"{each[what] / 1e6:,.0f}" for each in world) for what in ("kept", "read")),
+            f"{sum(each['kept'] for each in world) / slab:.2f}",
+        ]
+        for world in memory
+    ]
+    header = ["processes", "kept by each, MB", "read by each, MB a view", "kept by all, views"]
     text = (
         f", {ranks} processes on {where}, load average before it {load:.1f}: {METHOD}, batches of "
         f"the shapes' configs, split into {ranks} slices. Medians of rounds of {steps} steps that "
         f"take turns, until the last process is done, {ROUNDS}.\n\n"
         f"{table_of('a step', ROWS, found, Timing.format_ms)}\n"
-        f"A view of {memory[0][0]['slab'] / 1e6:,.0f} MB of logits, of which two are kept; memory "
+        f"A view of {slab / 1e6:,.0f} MB of logits, of which two are kept; memory "
         f"that no file backs, shared pages divided among the processes that share them.\n\n"
-        f"{memory_table(memory)}"
+        f"{markdown(header, memory_rows)}"
     )
     # Without targets: a shared memory bus and its processors decide them, not this project.
     pairs = {"together": "sync", "together with local batch norm": "local"}
@@ -115,19 +128,6 @@ def measured_by(
     return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(world)]
 
 
-def memory_table(found: list[list[Found]]) -> str:
-    rows = [
-        [
-            str(len(ranks)),
-            *(", ".join(f"{each[what] / 1e6:,.0f}" for each in ranks) for what in ("kept", "read")),
-            f"{sum(each['kept'] for each in ranks) / ranks[0]['slab']:.2f}",
-        ]
-        for ranks in found
-    ]
-    header = ["processes", "kept by each, MB", "read by each, MB a view", "kept by all, views"]
-    return markdown(header, rows)
-
-
 def step_seconds(
     folder: Path, device: torch.device, ranks: Ranks, rounds: int, num_steps: int
 ) -> Found:
@@ -142,13 +142,17 @@ def step_seconds(
         run = replace(study, config=replace(study.config, training=training)).run(METHOD, 0)
         return endless_steps(open_context(run, device, ranks=who))
 
+    def rendezvous() -> None:
+        synchronize(device)
+        ranks.barrier()
+
     def row(steps: Iterator[None], count: int = num_steps) -> Callable[[], float]:
         def timed() -> float:
-            _rendezvous(device, ranks)
+            rendezvous()
             started = time.perf_counter()
             for _ in range(count):
                 next(steps)
-            _rendezvous(device, ranks)
+            rendezvous()
             return (time.perf_counter() - started) / num_steps
 
         return timed
@@ -163,17 +167,6 @@ def step_seconds(
     return {name: timing.seconds for name, timing in interleaved(rows, rounds).items()}
 
 
-def _rendezvous(device: torch.device, ranks: Ranks) -> None:
-    synchronize(device)
-    ranks.barrier()
-
-
-def memory_shape(slab_mb: int) -> Shape:
-    """Digits of a thousand classes, whose logits fill a view's slab."""
-    blocks = max(1, slab_mb * 10**6 // (4 * _CLASSES_OF_MEMORY * _BLOCK_ROWS))
-    return replace(SHAPES["digits"], num_train=blocks * _BLOCK_ROWS, classes=_CLASSES_OF_MEMORY)
-
-
 def memory_of_rank(folder: Path, device: torch.device, ranks: Ranks) -> Found:
     """What a rank keeps and reads for the teacher's outputs of two epochs of a view each.
 
@@ -182,17 +175,17 @@ def memory_of_rank(folder: Path, device: torch.device, ranks: Ranks) -> Found:
     """
     study = StudyFiles(folder).study()
     _train_a_little(open_context(study.run("ce", 0), device, ranks=ranks), epochs=1)
-    before, read_before = _memory(), _bytes_read()
+    before, read_before = _memory_and_read()
     run = study.run("kd", 0)
     context = open_context(run, device, ranks=ranks)
     _train_a_little(context, epochs=2)
-    read = -1
-    while (now := _bytes_read()) - read > 10**5:  # more is read ahead in the background
-        read = now
+    last = -(10**6)
+    while (now := _memory_and_read())[1] - last > 10**5:  # more is read ahead in the background
+        last = now[1]
         time.sleep(_QUIET_SECONDS)
     found = {
-        "kept": _memory() - before,
-        "read": (_bytes_read() - read_before) / 3,  # of the two epochs and, ahead, of the third
+        "kept": now[0] - before,
+        "read": (now[1] - read_before) / 3,  # of the two epochs and, ahead, of the third
         "slab": view_bytes(study.cache, run.needed_taps),
     }
     ranks.barrier()
@@ -208,20 +201,11 @@ def _train_a_little(context: TrainContext, epochs: int) -> None:
                 pass
 
 
-def _fields(file: str) -> dict[str, int]:
-    """The numbers of a file of /proc/self, by their names."""
-    lines = (line.split(":") for line in Path("/proc/self", file).read_text().splitlines())
-    return {name: int(rest[0].split()[0]) for name, *rest in lines if rest}
-
-
-def _memory() -> int:
-    """Bytes of memory that no file backs: the process's own, and its part of what it shares."""
-    kilobytes = _fields("smaps_rollup")
-    return 1024 * (kilobytes["Pss_Anon"] + kilobytes["Pss_Shmem"])
-
-
-def _bytes_read() -> int:
-    return _fields("io")["rchar"]
+def _memory_and_read() -> tuple[int, int]:
+    """Bytes of memory that no file backs, a part of what is shared included; bytes read so far."""
+    text = Path("/proc/self/smaps_rollup").read_text() + Path("/proc/self/io").read_text()
+    fields = dict(re.findall(r"^(\w+): +(\d+)", text, re.MULTILINE))
+    return 1024 * (int(fields["Pss_Anon"]) + int(fields["Pss_Shmem"])), int(fields["rchar"])
 
 
 def main() -> int:

@@ -270,7 +270,7 @@ def _described(
         cache, problem = without_weights(setup, caches)
         if cache is not None:
             return setup, cache
-        console.print(f"{setup.config.teacher.weights} is needed: {problem}")
+        console.print(f"the weights {setup.config.teacher.weights} are needed, because {problem}")
         setup = require_weights(setup)
     return setup, if_complete(setup, full_check, console)
 

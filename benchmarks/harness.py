@@ -8,7 +8,6 @@ affects them all alike. A target is a module of `benchmarks.targets` with a TITL
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import platform
 import shlex
@@ -18,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from json import dumps
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -126,19 +126,15 @@ def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def timed(
-    run: Callable[[], object],
-    device: torch.device = CPU,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Callable[[], float]:
+def timed(run: Callable[[], object], device: torch.device = CPU) -> Callable[[], float]:
     """`run` as a row that returns its seconds, on a GPU until the GPU is done."""
 
     def call() -> float:
         synchronize(device)
-        started = clock()
+        started = time.perf_counter()
         run()
         synchronize(device)
-        return clock() - started
+        return time.perf_counter() - started
 
     return call
 
@@ -220,7 +216,8 @@ def target_app(name: str, words: Sequence[str] = ()) -> typer.Typer:
         print(body)
         if title := module.TITLE if found.title is None else found.title:
             write_section(docs, title, body)
-            write_json(json, plain if found.content is None else found.content)
+            json.parent.mkdir(parents=True, exist_ok=True)
+            json.write_text(dumps(plain if found.content is None else found.content, indent=1))
         found.cleanup()
 
     hints = get_type_hints(measure, include_extras=True) | {"docs": Path, "json": Path}
@@ -234,8 +231,3 @@ def target_app(name: str, words: Sequence[str] = ()) -> typer.Typer:
     app = new_app()
     app.command(help=module.__doc__)(run)
     return app
-
-
-def write_json(file: Path, content: object) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=1) + "\n")

@@ -17,7 +17,7 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-from benchmarks.harness import ROUNDS, Findings, Timing, Verdict, interleaved, table_of
+from benchmarks.harness import ROUNDS, Findings, Timing, Verdict, interleaved, markdown
 from benchmarks.synthetic.caches import logits_cache
 from teach_once.store import TeacherCache
 from teach_once.store.move.hdf5 import export_cache
@@ -38,28 +38,23 @@ UNITS = {"slab": "GB/s", "256 rows": "records/s", "check": "GB/s"}
 
 def measure(slab_mb: int = 400, rounds: int = 7) -> Findings:
     timings: dict[str, dict[str, dict[str, Timing]]] = {what: {} for what in UNITS}
+    sizes = [f"{record_bytes // 1024} KB records" for record_bytes in RECORD_BYTES]
     with tempfile.TemporaryDirectory() as folder:
-        for record_bytes in RECORD_BYTES:
-            calls = calls_of(Path(folder), record_bytes, slab_mb << 20)
-            for what, rows in calls.items():
-                timings[what][f"{record_bytes // 1024} KB records"] = interleaved(rows, rounds)
+        for size, record_bytes in zip(sizes, RECORD_BYTES, strict=True):
+            for what, calls in calls_of(Path(folder), record_bytes, slab_mb << 20).items():
+                timings[what][size] = interleaved(calls, rounds)
     gigabytes = (slab_mb << 20) / 1e9
     tables = []
     for what, unit in UNITS.items():
-        columns = {
-            size: {
-                method: each.format_rate(_records(method))
-                if what == "256 rows"
-                else each.format_rate(gigabytes, 2)
-                for method, each in methods.items()
-            }
-            for size, methods in timings[what].items()
-        }
-        labels = {method: method for column in columns.values() for method in column}
-        tables.append(table_of(f"{what}, {unit}", labels, columns, str))
+        rows = [
+            [method, *(timings[what][size][method].format_rate(amount, digits) for size in sizes)]
+            for method in timings[what][sizes[0]]
+            for amount, digits in [(_records(method), 0) if what == "256 rows" else (gigabytes, 2)]
+        ]
+        tables.append(markdown([f"{what}, {unit}", *sizes], rows))
     text = f", zarr {zarr.__version__}, h5py {h5py.__version__}; files in the page cache; median "
     text += f"of {rounds} interleaved rounds {ROUNDS}.\n\n"
-    verdicts = [each for size in timings["slab"] for each in verdicts_of(size, timings, gigabytes)]
+    verdicts = [each for size in sizes for each in verdicts_of(size, timings, gigabytes)]
     return Findings(text + "\n".join(tables), verdicts)
 
 

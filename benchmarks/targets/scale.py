@@ -55,6 +55,7 @@ _STUDENT = (
     "student={arch: resnet8, stages: [layer1]}",
     *("training.batch_size=128", "methods={cd: [{loss: ce}, {loss: cd}]}"),
 )
+_PYTHON = [sys.executable, "-m"]
 _UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 Sizes = tuple[StudyFiles, StudyFiles]  # small, large
 
@@ -220,11 +221,11 @@ def seconds_per_block(num_blocks: int) -> float:
 
 
 def memory(sizes: Sizes, seconds: float) -> Iterator[SizesRow]:
-    for stage, planned_and_taken in (("stage 1", memory_of_pass), ("stage 2", memory_of_training)):
-        found = [planned_and_taken(size, seconds) for size in sizes]
+    for stage, bytes_of in (("stage 1", memory_of_pass), ("stage 2", memory_of_training)):
+        found = [bytes_of(size, seconds) for size in sizes]
         cells = [f"{taken / 1e6:,.0f} of {planned / 1e6:,.0f}" for planned, taken in found]
-        what, (planned, taken) = f"memory of {stage}: taken ÷ planned", found[1]
-        verdict = Verdict(what, taken / planned, at_most=1.1)
+        planned, taken = found[1]
+        verdict = Verdict(f"memory of {stage}: taken ÷ planned", taken / planned, at_most=1.1)
         yield SizesRow(f"memory of {stage}, MB: taken of planned", cells, verdict)
 
 
@@ -232,28 +233,26 @@ def memory_of_pass(size: StudyFiles, seconds: float) -> tuple[float, float]:
     """Bytes planned and taken. The pass writes to another folder, in blocks so small that some are
     finished in that time.
     """
-    command = ["precompute", size.teacher, "--caches", f"{size.folder}/passes"]
-    command += ["--workers", "1", "--device", "cpu", "--block-rows", "128"]
-    planned = planned_bytes([*command, "--plan"])
-    run = [sys.executable, "-m", *command]
-    _, taken = run_until(run, size.folder, "passes/*/journal/*", seconds)
+    words = ["precompute", size.teacher, "--caches", f"{size.folder}/passes"]
+    words += ["--workers", "1", "--device", "cpu", "--block-rows", "128"]
+    planned = planned_bytes([*words, "--plan"])
+    _, taken = run_until([*_PYTHON, *words], size.folder, "passes/*/journal/*", seconds)
     shutil.rmtree(size.folder / "passes")
     return planned, taken
 
 
 def memory_of_training(size: StudyFiles, seconds: float) -> tuple[float, float]:
     """Bytes planned and taken."""
-    common = [size.student, "--method", "cd", "--caches", str(size.caches)]
-    common += ["--runs", f"{size.folder}/runs", "--device", "cpu"]
-    run = [sys.executable, "-m", "train", "student", *common, "--seed", "2"]
-    _, taken = run_until(run, size.folder, "runs/*/*-seed2-*/metrics.jsonl", seconds)
-    return planned_bytes(["train", "plan", *common]), taken
+    words = [size.student, "--method", "cd", "--caches", str(size.caches)]
+    words += ["--runs", f"{size.folder}/runs", "--device", "cpu"]
+    command = [*_PYTHON, "train", "student", *words, "--seed", "2"]
+    _, taken = run_until(command, size.folder, "runs/*/*-seed2-*/metrics.jsonl", seconds)
+    return planned_bytes(["train", "plan", *words]), taken
 
 
 def planned_bytes(plan: list[str]) -> float:
     """The memory that a printed plan contains, in bytes."""
-    command = [sys.executable, "-m", *plan]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    done = subprocess.run([*_PYTHON, *plan], cwd=ROOT, check=True, capture_output=True, text=True)
     pattern = r"at most about ([\d.,]+) (B|kB|MB|GB|TB) of memory"
     if (found := re.search(pattern, " ".join(done.stdout.split()))) is None:
         raise RuntimeError(f"the plan does not contain the memory it takes: {done.stdout}")

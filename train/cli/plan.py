@@ -191,7 +191,7 @@ def check_runs(runs: PlannedRuns, device: str) -> str:
         check_without_cache(config, teacher, methods, runs.storage.caches)
         there = "does not exist yet" if study is None else "lacks some taps"
         return f"checked: device, images, networks, taps and losses; the cache {there}"
-    return f"checked: device, and that {shown_path(study.cache.path)} has everything they read"
+    return f"checked: device, and that {shown_path(study.cache.path)} has all taps that they read"
 
 
 def slow_precision(

@@ -3,8 +3,8 @@
 A student's evaluation reads them to measure how close its outputs are to the teacher's, without
 running a teacher. The evaluation cache is a cache of its own inside the other one, so the same code
 writes, resumes, checks and copies it. Its name contains the digest of the test images: other test
-images get another one. It stores logits in float32 and channel means in float16, whatever the
-views store, because it is small and read for metrics only.
+images get another one. It stores logits in float32, and channel means in float16 unless the
+views store them in float32, because it is small and read for metrics only.
 """
 
 from __future__ import annotations

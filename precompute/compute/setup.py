@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Literal
 
 from teach_once.configs.commands import teacher_command
 from teach_once.configs.load import ConfigError, check_data_exists, load_teacher
@@ -155,8 +155,6 @@ def require_weights(setup: Setup) -> Setup:
 
 # ---- the evaluation cache inside a cache
 
-_EVALUATION_DTYPE: Final = "float16"  # of channel means and embeddings
-
 
 def evaluation_setup(setup: Setup) -> Setup:
     """Return the setup of the evaluation cache inside the cache of `setup`.
@@ -168,8 +166,10 @@ def evaluation_setup(setup: Setup) -> Setup:
     taps = dataclasses.replace(
         config.taps,
         logits="float32" if config.taps.logits else None,
-        channel_means=_EVALUATION_DTYPE if config.taps.reads_stages else None,
-        embedding=_EVALUATION_DTYPE if config.taps.embedding else None,
+        channel_means=_evaluation_dtype(config.taps.channel_means)
+        if config.taps.reads_stages
+        else None,
+        embedding=_evaluation_dtype(config.taps.embedding) if config.taps.embedding else None,
         attention=None,
         hint=None,
     )
@@ -181,6 +181,11 @@ def evaluation_setup(setup: Setup) -> Setup:
         identity=evaluation_identity(setup.identity, digest, as_plain(transform)),
         path=evaluation_path(setup.path, test_name(digest)),
     )
+
+
+def _evaluation_dtype(of_views: object) -> Literal["float16", "float32"]:
+    """Return float32 if the views store it, because their values may overflow float16."""
+    return "float32" if of_views == "float32" else "float16"
 
 
 def open_evaluated(setup: Setup, *, every_byte: bool) -> TeacherCache | None:

@@ -69,6 +69,18 @@ def test_evaluation_cache_holds_the_exact_outputs_of_the_test_images(
     )
 
 
+@pytest.mark.parametrize(
+    ("of_views", "dtype"), [("float16", "float16"), ("uint8", "float16"), ("float32", "float32")]
+)
+def test_evaluation_cache_keeps_float32_of_channel_means(
+    small_teacher: Make, tmp_path: Path, of_views: str, dtype: str
+) -> None:
+    config = small_teacher(f"taps.channel_means={of_views}")
+    make_cache(config, tmp_path)
+    stored = evaluated(setup_of(config, tmp_path)).manifest.taps
+    assert {spec.dtype for name, spec in stored.items() if name.startswith("stage")} == {dtype}
+
+
 def test_evaluation_cache_without_logits_holds_the_means(
     small_teacher: Make, tmp_path: Path
 ) -> None:

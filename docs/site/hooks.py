@@ -1,4 +1,4 @@
-"""What `mkdocs build` adds to the pages of docs/: generated commands, included files, source links.
+"""Additions of `mkdocs build` to pages of docs/: generated commands, included files, source links.
 
 - `<!-- commands -->` becomes a section per command, from the help that the programs print.
 - `<!-- include: PATH -->` becomes that file of the repository, without its heading.

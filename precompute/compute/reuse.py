@@ -1,6 +1,6 @@
 """Copy the records of unchanged samples from the cache of another state of the dataset.
 
-A record depends on its sample's bytes, label and number, because views are drawn by number.
+A record depends on its sample's bytes, label and number, because views are sampled by number.
 Therefore only samples with the same three can be reused, and only in whole blocks, because codes
 are relative to a block. If samples were added or removed, these are all blocks before the first
 such sample, since all later numbers have shifted. If images were changed in place, these are all

@@ -249,7 +249,7 @@ def test_a_student_that_fits_no_image_says_so(make_study: MakeStudy) -> None:
 @pytest.mark.parametrize(
     ("settings", "fix"),
     [
-        (["num_views=12"], "fix: num_views=9\n"),  # there are no more views than these
+        (["num_views=12"], "fix: set num_views=9\n"),  # there are no more views than these
         (["teacher.views.count=4", "num_views=6"], "views.count=6"),
     ],
 )
@@ -271,7 +271,7 @@ def test_more_views_than_the_cache_will_hold_are_refused_with_a_fix_that_works(
     assert f"{settings[-1].replace('=', ' is ')}, but" in told
     assert fix in told
     if command != "student" and "num_views=9" in fix:
-        assert cli([*call, *settings, told.rpartition("fix: ")[2].strip()]) == 0
+        assert cli([*call, *settings, told.rpartition("fix: set ")[2].strip()]) == 0
 
 
 def test_a_cache_that_holds_more_views_than_its_file_asks_for_serves_them(

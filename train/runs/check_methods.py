@@ -216,7 +216,8 @@ def check_terms(method: str, terms: tuple[LossTerm, ...], epochs: int) -> None:
         if term.start_epoch > epochs:
             raise TrainError(
                 f"methods.{method}.{number}.start_epoch is {term.start_epoch}, but training ends "
-                f"after epoch {epochs}: this term would never be active"
+                f"after epoch {epochs}: this term would never be active",
+                fix=f"set methods.{method}.{number}.start_epoch={epochs} or less",
             )
     for epoch in range(1, epochs + 1):
         if not any(weight_at(term, epoch) for term in terms):

@@ -92,7 +92,7 @@ def explain_too_many_views(asked: int, teacher: TeacherConfig, caches_dir: Path)
             f"{counted(planned, 'view')}{most}",
             fix=pass_command(teacher, caches_dir, [f"views.count={asked}"])
             if is_possible
-            else f"num_views={distinct}",
+            else f"set num_views={distinct}",
         ) from None
 
 

@@ -4,8 +4,8 @@ A view is made in two steps. The first step works on one decoded image and uses 
 crops, trivial-augment, color jitter. Many configs do not need it. The second step works on whole
 batches with index and integer arithmetic: pad, crop and flip, erasing, mixing. It gives the same
 bytes with numpy, torch on a CPU and torch on a GPU, and does not import torch. The integers of the
-second step are drawn in `views.augment.parameters`; the integers of the first step are drawn here,
-image by image.
+second step are sampled in `views.augment.parameters`; the integers of the first step are sampled
+here, image by image.
 """
 
 from __future__ import annotations

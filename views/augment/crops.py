@@ -178,7 +178,7 @@ def as_array(picture: Image.Image) -> NDArray[np.uint8]:
 def crop_and_flip(images: Array, parameters: Array, augment: PadCropFlip) -> Array:
     """Pad, crop and flip images (B, H, W, C) uint8.
 
-    parameters: (B, 3) integers `top, left, flip`, as drawn by `view_parameters`. Both are numpy
+    parameters: (B, 3) integers `top, left, flip`, as sampled by `view_parameters`. Both are numpy
     arrays, or torch tensors on one device; the result, (B, H, W, C) uint8, is of the same kind.
     """
     batch, height, width, channels = images.shape

@@ -34,8 +34,8 @@ def view_parameters(
 ) -> NDArray[np.int64]:
     """Return the integers of view `view` for the second step: (M, 3) or (M, 13) int64.
 
-    num_samples: size of the dataset, from which partners are drawn. shape: (height, width, ...) of
-    the view, needed for erasing and mixing. ids: (M,) samples; default: all.
+    num_samples: size of the dataset, from which partners are sampled. shape: (height, width, ...)
+    of the view, needed for erasing and mixing. ids: (M,) samples; default: all.
 
     Columns 0-2: top, left in [0, 2 * pad_px], flip 0 or 1. With erasing or mixing also 3-6: erased
     top, left, height, width; and 7-12: partner, own share in 256ths, mixed top, left, height,

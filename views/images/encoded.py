@@ -93,7 +93,9 @@ def encoded_folder(source: ImageSource) -> EncodedSource:
 def _files_of(split: Split) -> EncodedSplit:
     paths, folder = split.paths, split.folder
     if paths is None or folder is None:
-        raise DatasetError("only an image folder can be packed as encoded bytes")
+        raise DatasetError(
+            "only an image folder can be packed as encoded bytes", fix="omit --encoded"
+        )
     return EncodedSplit(
         split.labels,
         [_utf8_name(path, folder) for path in paths],

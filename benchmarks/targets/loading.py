@@ -76,15 +76,11 @@ def measure(workers: int = 1, photographs: int = 512, rounds: int = 7) -> Findin
         rows = {name: _metered(each, photographs, took[name]) for name, each in epochs.items()}
         timings = interleaved(rows, rounds)
     of_workers = {name: Timing(tuple(seconds[1:])) for name, seconds in took.items()}
-    lines = [
-        [
-            name,
-            timing.format_rate(photographs),
-            of_workers[name].format_ms(2, photographs).replace(" ms", ""),
-            f"{packed_bytes if name == PACKED else np.mean(list(map(len, contents))):,.0f}",
-        ]
-        for name, timing in timings.items()
-    ]
+    lines = []
+    for name, timing in timings.items():
+        worker_ms = of_workers[name].format_ms(2, photographs).replace(" ms", "")
+        num_bytes = packed_bytes if name == PACKED else np.mean(list(map(len, contents)))
+        lines.append([name, timing.format_rate(photographs), worker_ms, f"{num_bytes:,.0f}"])
     table = markdown(["views from", "images/s", "workers' ms per image", "bytes per image"], lines)
     text = (
         f": {photographs:,} made-up photographs of 500x375, {workers} worker(s), "

@@ -32,12 +32,7 @@ from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store import TapSpec, TeacherCache
 from teach_once.store.identity import identity_sha256
-from teach_once.store.write.destination import (
-    Handout,
-    handout_of,
-    open_destination,
-    writer_on_node,
-)
+from teach_once.store.write import destination
 from teach_once.store.write.pending_blocks import Work
 
 TITLE = "A pass of very many blocks"
@@ -61,9 +56,9 @@ def measure(blocks: int = 1_000_000, views: int = 50) -> Findings:
     return Findings(text, content=rows)
 
 
-def commit_empty(folder: Path, handout: Handout, group: list[Work]) -> list[Any]:
+def commit_empty(folder: Path, handout: destination.Handout, group: list[Work]) -> list[Any]:
     """A worker's task: commit blocks of zeros."""
-    writer = writer_on_node(handout, group, folder)
+    writer = destination.writer_on_node(handout, group, folder)
     for item in group:
         zeros = {"correct": np.zeros(item.block.rows, np.uint8)}
         writer.write_block(item.block, {**zeros, **no_digests(item)})
@@ -100,11 +95,11 @@ def simulate(
     content = content_of(_TAPS, num_blocks // num_views, num_views, 1, _IDENTITY)
     writer = timed(
         "open the writer, list all blocks",
-        lambda: open_destination(path, content, spool_folder=folder, block_rows=1),
+        lambda: destination.open_destination(path, content, spool_folder=folder, block_rows=1),
     )
     with writer:
         timed("queue alone", lambda: run(do_nothing))
-        handout = handout_of(writer)
+        handout = destination.handout_of(writer)
         timed("queue and commit", lambda: run(commit_empty, folder, handout))
         left = timed("read every line, put the whole journal", writer.left_over)
         assert not left, f"{len(left)} blocks are missing"

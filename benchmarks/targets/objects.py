@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import ROUNDS, Findings, Timing, Verdict, interleaved, table_of, timed
@@ -107,9 +108,7 @@ def rows_of(local: Path, folder: Path) -> dict[str, Callable[[], object]]:
     def put() -> None:
         client = S3Store(BUCKET, prefix="put")
         with ThreadPoolExecutor(THREADS) as pool:
-            list(
-                pool.map(lambda key: client.put(key, contents[key], use_multipart=False), contents)
-            )
+            list(pool.map(partial(client.put, use_multipart=False), contents, contents.values()))
 
     def get() -> None:
         client = S3Store(BUCKET, prefix=f"{url.key}/{remote.name}")
@@ -122,11 +121,5 @@ def rows_of(local: Path, folder: Path) -> dict[str, Callable[[], object]]:
         return timed(lambda: copy_cache(cache, copied))()
 
     warm = mirrored("warm")
-    return {
-        "get": get,
-        "cold": read_cold,
-        "warm": lambda: read(warm),
-        "local": lambda: read(cache),
-        "put": put,
-        "copy": copy,
-    }
+    reads = {"cold": read_cold, "warm": lambda: read(warm), "local": lambda: read(cache)}
+    return {"get": get, **reads, "put": put, "copy": copy}

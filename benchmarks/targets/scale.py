@@ -251,9 +251,13 @@ def memory_of_training(size: StudyFiles, seconds: float) -> tuple[float, float]:
 
 
 def planned_bytes(plan: list[str]) -> float:
-    """The memory that a printed plan contains, in bytes."""
+    """Run a command that prints a plan; return the bytes of memory in it."""
     done = subprocess.run([*_PYTHON, *plan], cwd=ROOT, check=True, capture_output=True, text=True)
-    pattern = r"at most about ([\d.,]+) (B|kB|MB|GB|TB) of memory"
-    if (found := re.search(pattern, " ".join(done.stdout.split()))) is None:
-        raise RuntimeError(f"the plan does not contain the memory it takes: {done.stdout}")
+    return ram_bytes(done.stdout)
+
+
+def ram_bytes(plan: str) -> float:
+    pattern = r"at most about ([\d.,]+) (B|kB|MB|GB|TB) of RAM"
+    if (found := re.search(pattern, " ".join(plan.split()))) is None:
+        raise RuntimeError(f"the plan does not contain the memory it takes: {plan}")
     return float(found[1].replace(",", "")) * _UNITS[found[2]]

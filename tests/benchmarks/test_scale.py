@@ -12,6 +12,7 @@ import pytest
 from benchmarks import __main__ as suite
 from benchmarks.synthetic import photographs
 from benchmarks.targets import scale
+from teach_once.runtime.command.cost import Memory
 from teach_once.store.errors import CacheFull
 from teach_once.views.images.folders import image_folder
 
@@ -62,6 +63,10 @@ def test_every_row_is_measured_and_nothing_is_left_behind(
     assert found["memory of stage 2: taken ÷ planned"] == 0.5
     assert "| scheduling 100 and 1,000 blocks, µs each |" in (tmp_path / "b.md").read_text()
     assert not list(tmp_path.glob("scale-*"))
+
+
+def test_the_memory_of_a_plan_is_read_in_the_form_that_plans_have() -> None:
+    assert scale.ram_bytes(f"memory   {Memory(2_500_000, gpu_bytes=0)} (9 GB free)") == 2_500_000
 
 
 def test_scheduling_that_looks_through_all_blocks_would_be_noticed(

@@ -30,7 +30,7 @@ def fill_evaluation(
 ) -> Mapping[str, float]:
     """Complete the evaluation cache of a pass and return the teacher's test metrics by name.
 
-    A complete one is only read. Without logits there are no metrics. Raises CacheError,
+    A complete one is only read. Without logits or labels there are no metrics. Raises CacheError,
     DatasetError or Stopped.
     """
     cache = open_evaluated(teacher_pass.setup, every_byte=True)
@@ -54,7 +54,7 @@ def _fill(teacher_pass: TeacherPass, stop: StopRequest, console: Console) -> Tea
 
 
 def _metrics(cache: TeacherCache) -> Mapping[str, float]:
-    if "logits" not in cache.taps:
+    if "logits" not in cache.taps or cache.labels is None:
         return {}
     logits = torch.from_numpy(cache.read_view(0, ["logits"])["logits"])
     return count_errors([(logits, torch.from_numpy(cache.labels))])

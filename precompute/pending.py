@@ -117,7 +117,8 @@ def format_measured(cache: TeacherCache, config: TeacherConfig) -> str:
     if not measured:
         return "The teacher's errors were not measured."
     if "test_top1_error" not in measured:
-        return f"The teacher has no logits, so no error was measured.{_certificate(cache)}"
+        lacks = "teacher has no logits" if cache.class_names else "images have no labels"
+        return f"The {lacks}, so no error was measured.{_certificate(cache)}"
     top5 = ""
     if "test_top5_error" in measured:
         top5 = f", {measured['test_top5_error']:.2f} % top-5"

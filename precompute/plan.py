@@ -151,7 +151,6 @@ def planned(
         carrier.check_same_blocks(manifest)
         carried = sum(item.block.rows for item in work if carrier.holds(item, manifest))
     records = sum(item.block.rows for item in work) - carried
-    has_logits = bool(teacher_pass.setup.num_classes)
     return Plan(
         manifest=manifest,
         device=device or str(teacher_pass.options.device),
@@ -166,7 +165,7 @@ def planned(
         else 0.0,
         memory=memory_of(teacher_pass, manifest),
         is_remote=not place_at(path).is_local,
-        test_images=len(teacher_pass.setup.dataset.test) if records and has_logits else 0,
+        test_images=len(teacher_pass.setup.dataset.test) if records else 0,
     )
 
 

@@ -26,7 +26,7 @@ from teach_once.store.inspect.inspect import agreement
 from teach_once.store.place.open import place_at
 from teach_once.store.write.destination import Destination, open_destination
 from teach_once.store.write.pending_blocks import Work
-from teach_once.views.splits import DatasetError
+from teach_once.views.splits import DatasetError, count_copies
 
 TRIAL_RECORDS = 20_000  # the trial does not pay for a shorter pass
 _NAMED_SAMPLES = 5
@@ -88,7 +88,11 @@ def fill_cache(setup: Setup, options: PassOptions, console: Console) -> TeacherC
         writer.finish(measured(teacher_pass, images_per_second or last, stop, console))
         for folder in writer.unused_spool_folders():
             remove_spools(folder)
-    return open_filled(setup)
+    cache = open_filled(setup)
+    if copies := count_copies(cache.sample_digest):
+        total = cache.num_samples
+        console.print(f"note: {copies:,} of {total:,} images are exact copies of other images")
+    return cache
 
 
 def _run_pending(

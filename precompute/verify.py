@@ -248,9 +248,8 @@ def main(
     from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
     from teach_once.runtime.machine.devices import pick_device
 
-    console.print(
-        f"{shown_path(opened.path)}: identity, {len(train):,} labels and the pixel canary agree"
-    )
+    of_labels = "" if train.labels is None else f", {len(train):,} labels"
+    console.print(f"{shown_path(opened.path)}: identity{of_labels} and the pixel canary agree")
     teacher_pass = TeacherPass(
         setup, PassOptions(pick_device(device), batch_size, num_workers=workers)
     )

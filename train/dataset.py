@@ -95,7 +95,8 @@ class DistillationDataset(Dataset[Item]):
     Items: input (C, H, W) float32, normalized; label () int64; {tap: row}, with rows as stored in
     the cache (float16 unless configured otherwise; `correct` is 0 or 1). If `views.augment` mixes
     images, the label is (num_classes,) float32, the fraction of each class.
-    `torch.nn.functional.cross_entropy` accepts both kinds of labels.
+    `torch.nn.functional.cross_entropy` accepts both kinds of labels. Without labels, the label is
+    -1, which it rejects.
 
     Call `set_epoch` before each epoch's loader is iterated. It also reaches worker processes,
     including persistent ones, with any start method.
@@ -131,12 +132,12 @@ class DistillationDataset(Dataset[Item]):
         self._path, self.taps = self._opened.cache.path, tuple(self._opened.taps)
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """Labels (N,) of all samples, not mixed, for samplers that balance classes."""
+    def labels(self) -> NDArray[np.int64] | None:
+        """Labels (N,) of all samples, not mixed, for samplers that balance classes; or None."""
         return self._opened.labels
 
     @property
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...] | None:
         return self._opened.class_names
 
     @property
@@ -175,7 +176,7 @@ class DistillationDataset(Dataset[Item]):
         self._epoch.fill_(number)
 
     def __len__(self) -> int:
-        return len(self._opened.labels)
+        return len(self._opened.pixels)
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -193,7 +194,7 @@ class DistillationDataset(Dataset[Item]):
         (batch,) = self._opened.pixels.batches([view], ids, len(ids))
         found = self._opened.rows.read(view, ids)
         rows = {tap: torch.from_numpy(values) for tap, values in found.items()}
-        labels = _labels(batch, len(self.class_names))
+        labels = _labels(batch, len(self.class_names or ()))
         return [
             (batch.inputs[i], labels[i], {tap: values[i] for tap, values in rows.items()})
             for i in range(len(ids))
@@ -284,8 +285,8 @@ class _Opened(NamedTuple):
     taps: Sequence[str]
     rows: MappedRows
     pixels: Pixels
-    labels: NDArray[np.int64]
-    class_names: tuple[str, ...]
+    labels: NDArray[np.int64] | None
+    class_names: tuple[str, ...] | None
 
 
 def _teacher_and_views(config: StudentConfig | TeacherConfig) -> tuple[TeacherConfig, int]:
@@ -396,8 +397,11 @@ def _evaluation_pixels(teacher: TeacherConfig, split: str) -> Pixels:
 
 
 def _labels(batch: ViewBatch, num_classes: int) -> Tensor:
-    """Return labels (B,) int64; for mixed images (B, num_classes) float32, fractions by class."""
-    if batch.other_labels is None or batch.other_shares is None:
+    """Return labels (B,) int64; for mixed images (B, num_classes) float32, fractions by class.
+
+    num_classes: 0 without labels.
+    """
+    if batch.other_labels is None or batch.other_shares is None or not num_classes:
         return batch.labels
     shares = torch.zeros(len(batch.labels), num_classes)
     rows = torch.arange(len(shares))

@@ -3,9 +3,10 @@ python -m views pack NAME|PATH FILE.json --short-side 256              as shards
 python -m views pack NAME|PATH                                         to dataset.packed
 python -m views check NAME|PATH                                        decode every image
 
-Packs all images of the dataset in a teacher's config. `max_per_class` and `validation_fraction`
-apply when the packed file is read. Decoded pixels, and files packed with their original bytes, are
-the same dataset as the original and share its cache. Re-encoded images are a different dataset.
+Packs all images of the dataset in a teacher's config. Keys that select some of them, such as
+`max_per_class`, apply when the packed file is read. Decoded pixels, and files packed with their
+original bytes, are the same dataset as the original and share its cache. Re-encoded images are a
+different dataset.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from teach_once.views.images.encoded import EncodedSource, encoded_folder
 from teach_once.views.packed.format import SUFFIX
 from teach_once.views.packed.recode import Recode
 from teach_once.views.packed.write import pack_encoded, pack_pixels, pack_shards
-from teach_once.views.splits import DatasetError, chosen_ids
+from teach_once.views.splits import DatasetError, Selection
 
 app = new_app("Prepare datasets.")
 
@@ -157,7 +158,7 @@ def _pack_pixels(config: TeacherConfig, file: Path, console: Console) -> None:
     dataset = config.dataset
     source = open_source(dataset)
     _print_hints(source.hints, console)
-    chosen = chosen_ids(source.train.labels, dataset.max_per_class, dataset.validation_fraction)
+    chosen = Selection.of_config(dataset).choose(source.train)
     pack_pixels(source, file, [ids for ids in chosen if len(ids)])
     console.print(_outcome(file, len(source.train), len(source.test), file.stat().st_size))
 

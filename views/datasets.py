@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from teach_once.configs.schema import DatasetConfig, Digits, ImageFolder, Packed, PackedOnce
+from teach_once.configs.schema import DatasetConfig, Digits, ImageFolder, Images, Packed, PackedOnce
 from teach_once.runtime.machine.urls import path_or_url
-from teach_once.views.splits import DatasetError, ImageSource, Split, chosen_ids
+from teach_once.views.splits import DatasetError, ImageSource, Selection, Split
 
 __all__ = ["Dataset", "DatasetError", "Split", "load_dataset"]
 
@@ -27,13 +27,14 @@ class Dataset:
     """The splits of a dataset in their fixed order.
 
     digest: sha256 (hex) that identifies the training samples and labels. type: the config's dataset
-    type; for a packed file, the type of the original dataset; None: the config's. is_reduced: True
-    if `max_per_class` leaves out any sample. notes, order_hint, check_headers: see `ImageSource`.
-    validation: training samples held out to choose the best epoch; None: the test split is used.
+    type; for a packed file, the type of the original dataset; None: the config's. class_names:
+    None: the images have no labels. is_reduced: True if the config's selection leaves out any
+    sample. notes, order_hint, check_headers: see `ImageSource`. validation: training samples held
+    out to choose the best epoch; None: the test split is used.
     """
 
     name: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
     train: Split
     validation: Split | None
     test: Split
@@ -57,8 +58,13 @@ class Dataset:
         return self.digest_test()
 
     @property
+    def has_labels(self) -> bool:
+        return self.class_names is not None
+
+    @property
     def num_classes(self) -> int:
-        return len(self.class_names)
+        """Number of classes; 0 without labels."""
+        return len(self.class_names or ())
 
     @property
     def hints(self) -> list[str]:
@@ -68,8 +74,8 @@ class Dataset:
     @property
     def untested_hint(self) -> str:
         """Return a hint about classes that the test split lacks, or ""."""
-        tested = set(self.test.labels.tolist())
-        names = [name for label, name in enumerate(self.class_names) if label not in tested]
+        tested = set(self.test.label_values.tolist())
+        names = [name for label, name in enumerate(self.class_names or ()) if label not in tested]
         if not names:
             return ""
         some = ", ".join(names[:_NAMED_CLASSES])
@@ -85,7 +91,7 @@ def load_dataset(config: DatasetConfig, kept_in: Path | None = None) -> Dataset:
     """
     source = open_source(config, kept_in)
     fraction = config.validation_fraction
-    kept, held = chosen_ids(source.train.labels, config.max_per_class, fraction)
+    kept, held = Selection.of_config(config).choose(source.train)
     if not len(kept) or (fraction and not len(held)):
         raise DatasetError(
             f"dataset.validation_fraction {fraction} leaves {len(kept)} samples to train on and "
@@ -103,7 +109,7 @@ def load_dataset(config: DatasetConfig, kept_in: Path | None = None) -> Dataset:
         ),
         digest_test=source.test_digest,
         type=source.type,
-        is_reduced=len(kept) + len(held) < len(source.train.labels),
+        is_reduced=len(kept) + len(held) < len(source.train),
         notes=source.hints,
         order_hint=source.order_hint,
         check_headers=source.check_headers,
@@ -115,7 +121,7 @@ def _joined(*digests: str) -> str:
 
 
 def open_source(config: DatasetConfig, kept_in: Path | None = None) -> ImageSource:
-    """Open all samples, before `max_per_class` and `validation_fraction` apply.
+    """Open all samples, before the config's selection applies.
 
     Raises DatasetError if the dataset cannot be used.
     """
@@ -132,6 +138,12 @@ def open_source(config: DatasetConfig, kept_in: Path | None = None) -> ImageSour
             config.test, config.class_names, config.test_fraction, config.test_seed
         )
         return image_folder(Path(config.root), config.max_pixels, kept_in, layout)
+    if isinstance(config, Images):
+        from teach_once.views.images.folders import unlabeled_images
+
+        return unlabeled_images(
+            Path(config.root), config.max_pixels, kept_in, config.holdout_fraction
+        )
     from teach_once.views.images import bundled
 
     return bundled.digits() if isinstance(config, Digits) else bundled.cifar(config)

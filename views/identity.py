@@ -16,17 +16,23 @@ from teach_once.views.splits import Split
 def views_identity(config: TeacherConfig, dataset: Dataset) -> dict[str, Any]:
     """Return the blocks "dataset" and "views" of a cache's identity.
 
-    A `max_per_class` that leaves out no sample counts as unset. A packed file counts as the
-    original dataset.
+    A selection that leaves out no sample counts as unset. A packed file counts as the original
+    dataset.
     """
+    data = config.dataset
+    selection = {
+        **({} if data.max_samples is None else {"max_samples": data.max_samples}),
+        **({} if data.train_fraction == 1 else {"train_fraction": data.train_fraction}),
+    }
     return {
         "dataset": {
-            "type": dataset.type or config.dataset.type,
+            "type": dataset.type or data.type,
             "split": "train",
-            "max_per_class": config.dataset.max_per_class if dataset.is_reduced else None,
-            "validation_fraction": config.dataset.validation_fraction,
+            "max_per_class": data.max_per_class if dataset.is_reduced else None,
+            **(selection if dataset.is_reduced else {}),
+            "validation_fraction": data.validation_fraction,
             "digest": dataset.digest,
-            "normalization": as_plain(config.dataset.normalization),
+            "normalization": as_plain(data.normalization),
         },
         "views": {
             "augment": augment_identity(config.views),

@@ -73,6 +73,7 @@ TRIVIAL_STREAM = 7
 ERASING_STREAM = 8
 MIX_STREAM = 9
 STEP_STREAM = 10  # draws of a training step
+SUBSET_STREAM = 11
 
 _SAMPLES_PER_CHUNK = 65_536
 _WORTH_WORDS = 64  # sequential words in the time of four words at random positions

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from teach_once.configs.schema import DatasetConfig
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.safe.text import one_line
-from teach_once.views.seeds import HELD_OUT_STREAM, choice, draws
+from teach_once.views.seeds import HELD_OUT_STREAM, SUBSET_STREAM, choice, draws
 
 Ids = NDArray[np.int64]
 Digests = NDArray[np.uint8]  # (M, 16)
@@ -52,7 +53,9 @@ class LazyPaths(Sequence[Path]):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Samples in their fixed order; `labels` is (N,) int64.
+    """Samples in their fixed order.
+
+    labels: (N,) int64; None: there are none, and `num_unlabeled` is the number of samples.
 
     A digest is the BLAKE2b-128 of a sample's bytes: of its file, or of its pixels if the dataset
     consists of arrays (`sample_digest`).
@@ -65,7 +68,7 @@ class Split:
     name_of: sample id -> name of its image for messages.
     """
 
-    labels: Ids
+    labels: Ids | None
     load: Callable[[Ids], tuple[NDArray[np.uint8], Digests]]
     read_each: Callable[[Ids], Iterable[tuple[NDArray[np.uint8], DigestOf]]]
     read_digests: Callable[[Ids], Digests]
@@ -73,6 +76,7 @@ class Split:
     open_each: Callable[[Ids], Iterable[tuple[Decoded, DigestOf]]] | None = None
     paths: Sequence[Path] | None = None  # files of a folder, in the samples' order
     folder: Path | None = None  # base of the relative names in a digest
+    num_unlabeled: int = 0
 
     @cached_property
     def loaded(self) -> tuple[NDArray[np.uint8], Digests]:
@@ -95,14 +99,19 @@ class Split:
         height, width, channels = image.shape
         return height, width, channels
 
+    @property
+    def label_values(self) -> Ids:
+        """Labels (N,) int64; -1 for samples without labels, which every cross-entropy rejects."""
+        return np.full(len(self), -1) if self.labels is None else self.labels
+
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.num_unlabeled if self.labels is None else len(self.labels)
 
     def subset(self, ids: Ids) -> Split:
         """Return samples `ids`, in that order, as a split."""
         opened = self.open_each
         return Split(
-            self.labels[ids],
+            None if self.labels is None else self.labels[ids],
             lambda some: self.load(ids[some]),
             lambda some: self.read_each(ids[some]),
             lambda some: self.read_digests(ids[some]),
@@ -110,6 +119,7 @@ class Split:
             None if opened is None else lambda some: opened(ids[some]),
             None if self.paths is None else LazyPaths(self.paths.__getitem__, ids),
             self.folder,
+            len(ids) if self.labels is None else 0,
         )
 
 
@@ -142,6 +152,11 @@ def sample_digest(data: bytes | NDArray[np.uint8]) -> bytes:
 def stack_digests(digests: Iterable[bytes]) -> Digests:
     """Stack M digests to (M, 16) uint8."""
     return np.frombuffer(bytearray(b"".join(digests)), np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def count_copies(digests: Digests) -> int:
+    """Return the number of samples (N, 16) whose bytes equal those of another, earlier sample."""
+    return len(digests) - len(np.unique(np.ascontiguousarray(digests).view("V16")))
 
 
 def crc32c(data: bytes | NDArray[np.uint8]) -> int:
@@ -187,16 +202,16 @@ class ImageSource:
     """A dataset before any sample is left out.
 
     type: the config's dataset type; for a packed file, the type of the original dataset. digest_of:
-    training ids -> sha256 (hex) that identifies them; test_digest: of the whole test split. hints:
-    lines for the user, such as about skipped files. order_hint: a hint for users whose teacher was
-    trained elsewhere, if other programs number the classes differently; otherwise "".
-    check_headers: raises DatasetError that lists all files of a folder that do not begin like
-    images.
+    training ids -> sha256 (hex) that identifies them; test_digest: of the whole test split.
+    class_names: None: the images have no labels. hints: lines for the user, such as about skipped
+    files. order_hint: a hint for users whose teacher was trained elsewhere, if other programs
+    number the classes differently; otherwise "". check_headers: raises DatasetError that lists all
+    files of a folder that do not begin like images.
     """
 
     name: str
     type: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
     train: Split
     test: Split
     digest_of: Callable[[Ids], str]
@@ -206,19 +221,58 @@ class ImageSource:
     check_headers: Callable[[], None] = lambda: None
 
 
-def chosen_ids(labels: Ids, limit: int | None, validation_fraction: float) -> tuple[Ids, Ids]:
-    """Choose training and held-out samples; returns the ids of both, ascending.
+@dataclass(frozen=True)
+class Selection:
+    """The used part of a training split; the fields are keys of a config's `dataset`."""
 
-    A sample is held out by a hash of its number, so the choice does not depend on anything else. Of
-    the others, the first `limit` per class are used for training (None: all).
-    """
-    words = draws(0, 0, len(labels), 1, stream=HELD_OUT_STREAM)[:, 0]
-    is_held = words < np.uint64(int(validation_fraction * 2.0**64))
-    held, rest = np.flatnonzero(is_held), np.flatnonzero(~is_held)
-    if limit is not None:
-        per_class = [rest[labels[rest] == label][:limit] for label in np.unique(labels)]
-        rest = np.sort(np.concatenate(per_class))
-    return rest, held
+    max_per_class: int | None = None
+    max_samples: int | None = None
+    train_fraction: float = 1.0
+    validation_fraction: float = 0.0
+
+    @classmethod
+    def of_config(cls, config: DatasetConfig) -> Selection:
+        return cls(
+            config.max_per_class,
+            config.max_samples,
+            config.train_fraction,
+            config.validation_fraction,
+        )
+
+    def choose(self, split: Split) -> tuple[Ids, Ids]:
+        """Choose training and held-out samples; returns the ids of both, ascending.
+
+        A sample is held out by a hash of its number, so the choice does not depend on anything
+        else. Of the others, `train_fraction` of each class is kept, then the first `max_per_class`,
+        and of these, `max_samples`. The choice of `train_fraction` and `max_samples` is keyed: a
+        larger value keeps all samples of a smaller one. Raises DatasetError if `max_per_class` is
+        set and there are no labels.
+        """
+        if self.max_per_class is not None and split.labels is None:
+            raise DatasetError(
+                "dataset.max_per_class is set, but the images have no labels",
+                fix="set dataset.max_per_class=null and dataset.max_samples",
+            )
+        words = draws(0, 0, len(split), 1, stream=HELD_OUT_STREAM)[:, 0]
+        is_held = words < np.uint64(int(self.validation_fraction * 2.0**64))
+        rest = np.flatnonzero(~is_held)
+        keys = draws(0, 0, len(split), 1, stream=SUBSET_STREAM)[:, 0]
+        if self.train_fraction < 1 or self.max_per_class is not None:
+            labels = split.label_values[rest]
+            classes = (rest[labels == label] for label in np.unique(labels))
+            rest = np.sort(np.concatenate([self._of_class(ids, keys) for ids in classes]))
+        if self.max_samples is not None:
+            rest = _smallest(rest, keys, self.max_samples)
+        return rest, np.flatnonzero(is_held)
+
+    def _of_class(self, ids: Ids, keys: NDArray[np.uint64]) -> Ids:
+        count = max(1, round(self.train_fraction * len(ids)))
+        return _smallest(ids, keys, count)[: self.max_per_class]
+
+
+def _smallest(ids: Ids, keys: NDArray[np.uint64], count: int) -> Ids:
+    """Return the `count` ids with the smallest keys, ascending."""
+    return np.sort(ids[np.argsort(keys[ids], kind="stable")[:count]])
 
 
 _READ_AT_ONCE = 512
@@ -239,32 +293,42 @@ def changed_samples(split: Split, digests: Digests, ids: Ids) -> Iterator[tuple[
 
 def is_other_dataset(
     split: Split,
-    class_names: Sequence[str],
-    labels: Ids,
+    class_names: Sequence[str] | None,
+    labels: Ids | None,
     digests: Digests,
-    names: Sequence[str],
+    names: Sequence[str] | None,
 ) -> bool:
     """Return True if a cache was made from other images, not from another state of these images.
 
-    class_names: of this dataset; labels (N,) int64, digests (N, 16) uint8, names: of the cache.
-    Some samples of this dataset are read.
+    class_names: of this dataset; labels (N,) int64, digests (N, 16) uint8, names: of the cache;
+    labels and names are None for images without labels. Some samples of this dataset are read.
     """
-    if list(class_names) == list(names) and np.array_equal(split.labels, labels):
+    same_names = list(class_names or ()) == list(names or ())
+    if labels is not None and same_names and same_labels(split.labels, labels):
         return False
     some = choice(0, len(split), min(_LOOKED_AT, len(split)))
     known = set(map(bytes, digests))
     return known.isdisjoint(map(bytes, split.read_digests(np.sort(some))))
 
 
-def describe_change(split: Split, labels: Ids, digests: Digests) -> str:
+def same_labels(labels: Ids | None, others: Ids | None) -> bool:
+    """Return True if two sets of samples have the same labels, or neither has labels."""
+    if labels is None or others is None:
+        return labels is others
+    return np.array_equal(labels, others)
+
+
+def describe_change(split: Split, labels: Ids | None, digests: Digests) -> str:
     """Return, for example, `799 samples, were 800; first difference: sample 412, <file>`.
 
-    labels: (N,) int64 and digests: (N, 16) uint8, from the cache. Reads at most 20,000 samples.
+    labels: (N,) int64, or None without labels, and digests: (N, 16) uint8, from the cache. Reads at
+    most 20,000 samples.
     """
-    now, before = len(split), len(labels)
+    now, before = len(split), len(digests)
     common = min(now, before)
+    labels = np.full(before, -1) if labels is None else labels
     counts = f"{now:,} samples, " + (f"were {before:,}" if now != before else "as before")
-    other_labels = np.flatnonzero(split.labels[:common] != labels[:common])
+    other_labels = np.flatnonzero(split.label_values[:common] != labels[:common])
     stop = int(other_labels[0]) if len(other_labels) else common
     has_moved = len(other_labels) > 0 or now != before
     first = stop if has_moved else None

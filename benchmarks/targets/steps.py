@@ -128,7 +128,7 @@ def rows_of(study: Study, device: torch.device) -> dict[str, Iterator[None]]:
         "original": original_steps(study, context(live=True)),
         "teacher": teacher_steps(context(live=True)),
         "connectors": connector_steps(context()),
-        "expanding": expansions(context(), len(study.dataset.class_names)),
+        "expanding": expansions(context(), study.dataset.num_classes),
     }
 
 

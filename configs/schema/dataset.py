@@ -46,6 +46,11 @@ class Samples:
     """Normalization of the pixels."""
     max_per_class: PositiveInt | None = None
     """Number of training samples per class, the first ones; `null`: all."""
+    max_samples: PositiveInt | None = None
+    """Number of training samples, chosen by a keyed hash; `null`: all."""
+    train_fraction: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+    """Fraction of each class's training samples, chosen by a keyed hash, at least one; the others
+    are not used."""
     validation_fraction: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
     """Fraction of the training samples, chosen by a keyed hash, that is held out to select the best
     epoch; 0: the best epoch is selected on the test set."""
@@ -125,6 +130,19 @@ class ImageFolder(Pictures):
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Images(Pictures):
+    """Images without labels: all that are in a folder, at any depth."""
+
+    type: Literal["images"]
+    """Type of the dataset."""
+    root: StrictStr
+    """Folder of the images; links to other folders are not followed."""
+    holdout_fraction: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
+    """Fraction of the images, chosen by a keyed hash of their paths, that is held out as the test
+    set; `null`: 2 %, or about 100 images if these are more, but at most 10 %."""
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
 class Packed(Pictures):
     """Images packed into one file or into shards by `python -m views pack`."""
 
@@ -186,5 +204,6 @@ class HuggingFace(PackedOnce):
 
 
 DatasetConfig = Annotated[
-    Digits | Cifar | ImageFolder | Packed | WebDataset | HuggingFace, Field(discriminator="type")
+    Digits | Cifar | ImageFolder | Images | Packed | WebDataset | HuggingFace,
+    Field(discriminator="type"),
 ]

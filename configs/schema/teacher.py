@@ -14,6 +14,7 @@ from teach_once.configs.schema.scalars import (
     FloatDtype,
     FromCommandLine,
     Option,
+    PositiveInt,
     Precision,
     TapDtype,
     TeacherName,
@@ -36,6 +37,9 @@ class TeacherNet:
     pooling."""
     options: dict[StrictStr, Option] = field(default_factory=dict)
     """Additional arguments of the network's constructor, such as `{drop_path_rate: 0.1}`."""
+    num_classes: PositiveInt | None = None
+    """Number of classes of the weights' classifier, required to store logits of images without
+    labels; `null`: the classes of the images."""
     bn: Literal["eval", "recalibrated"] = "eval"
     """Batch norm statistics: `eval` uses those stored in the weights; `recalibrated` estimates them
     on view 0 of the cached samples, for a teacher that was trained on other data."""

@@ -86,10 +86,11 @@ class _StoredTap(Protocol):
     def stage(self) -> str | None: ...
 
 
-def taps_asked(config: TapsConfig, stages: Iterable[str]) -> list[Tap]:
+def taps_asked(config: TapsConfig, stages: Iterable[str], *, has_labels: bool = True) -> list[Tap]:
     """Return the taps that a teacher's config requests from a network with these stages.
 
-    Raises TapError if the hint's stage is not one of them.
+    has_labels: without labels there is no tap `correct`. Raises TapError if the hint's stage is not
+    one of them.
     """
     stages = list(stages)
     hint = config.hint
@@ -98,7 +99,7 @@ def taps_asked(config: TapsConfig, stages: Iterable[str]) -> list[Tap]:
     return [
         *([Tap("logits")] if config.logits else []),
         *(Tap("stage", stage) for stage in stages if config.channel_means),
-        *([Tap("correct")] if config.logits else []),
+        *([Tap("correct")] if config.logits and has_labels else []),
         *(Tap("attention", stage) for stage in stages if config.attention),
         *([Tap("hint", hint.stage)] if hint else []),
         *([Tap("embedding")] if config.embedding else []),

@@ -27,7 +27,7 @@ from teach_once.store.read.reader import TeacherCache
 from teach_once.store.write.destination import Destination
 from teach_once.store.write.pending_blocks import Work
 from teach_once.views.identity import preview_views
-from teach_once.views.splits import describe_change, is_other_dataset
+from teach_once.views.splits import describe_change, is_other_dataset, same_labels
 
 
 def reason_against(setup: Setup, old: TeacherCache) -> str | None:
@@ -139,5 +139,6 @@ class Carrier:
         if self.old.manifest.block(block.view, block.index) != block:
             return False  # the last block of a view, whose size differs
         ids = np.arange(block.start, block.stop)
-        same_labels = np.array_equal(train.labels[ids], self.old.labels[ids])
-        return same_labels and np.array_equal(train.read_digests(ids), digests[ids])
+        pair = train.labels, self.old.labels
+        labels, before = (None if each is None else each[ids] for each in pair)
+        return same_labels(labels, before) and np.array_equal(train.read_digests(ids), digests[ids])

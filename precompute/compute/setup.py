@@ -14,6 +14,7 @@ from teach_once.configs.paths import no_weights
 from teach_once.configs.schema import TapsConfig, TeacherConfig, TopLogits, ViewsConfig, as_plain
 from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.networks.names import check_arch
+from teach_once.nets.teacher.classes import teacher_classes
 from teach_once.nets.teacher.identity import teacher_identity
 from teach_once.nets.teacher.taps import Tap, taps_asked, teacher_stages
 from teach_once.nets.weights.source import fetched_weights, known_sha256
@@ -49,12 +50,15 @@ class Setup:
     @property
     def taps(self) -> list[Tap]:
         """Taps requested by the config."""
-        return taps_asked(self.config.taps, self.stages)
+        return taps_asked(self.config.taps, self.stages, has_labels=self.dataset.has_labels)
 
     @property
     def num_classes(self) -> int:
-        """Number of the teacher's classes; 0 if its logits are not requested."""
-        return self.dataset.num_classes if self.config.taps.logits else 0
+        """Number of the teacher's classes; 0 if its logits are not requested.
+
+        Raises ArchError if it is unknown.
+        """
+        return teacher_classes(self.config, self.dataset.num_classes)
 
     @property
     def tap_names(self) -> list[str]:
@@ -129,6 +133,7 @@ def setup_of(config: TeacherConfig, dataset: Dataset, caches_dir: Path) -> Setup
     """Build the setup of a config from a loaded dataset. Raises TapError or ArchError."""
     stages = teacher_stages(config)
     taps_asked(config.taps, stages)  # raises if the hint's stage is not one of them
+    teacher_classes(config, dataset.num_classes)  # raises if it is unknown
     identity = cache_identity(views_identity(config, dataset), teacher_identity(config))
     path = cache_folder(caches_dir, config.name, identity)
     return Setup(config, dataset, stages, identity, path)

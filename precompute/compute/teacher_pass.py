@@ -54,6 +54,12 @@ def naming_classes(dataset: Dataset, num_classes: int) -> Iterator[None]:
         found = re.search(expected, error.problem) if num_classes else None
         if found is None or int(found[1]) == num_classes:
             raise
+        if dataset.class_names is None:
+            raise ArchError(
+                f"{error.problem}\n  The weights have {int(found[1]):,} classes, but "
+                f"teacher.num_classes is {num_classes:,}",
+                fix=f"set teacher.num_classes={found[1]}",
+            ) from None
         names = dataset.class_names
         more = f", ... {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
         raise ArchError(

@@ -78,9 +78,11 @@ def _draw_confidence(axes: Axes, records: dict[str, NDArray[Any]]) -> None:
 
 
 def _draw_agreement(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[Any]]) -> None:
-    names = cache.class_names
-    counts = np.bincount(cache.labels, minlength=len(names))
-    hits = np.bincount(cache.labels, weights=records["correct"], minlength=len(names))
+    names, labels_of_samples = cache.class_names, cache.labels
+    assert names is not None  # as there is `correct`
+    assert labels_of_samples is not None
+    counts = np.bincount(labels_of_samples, minlength=len(names))
+    hits = np.bincount(labels_of_samples, weights=records["correct"], minlength=len(names))
     right = hits / np.maximum(counts, 1)
     shown = np.argsort(right)[:_SHOWN_CLASSES] if len(names) > _SHOWN_CLASSES else range(len(names))
     labels = [_class_name(names[i]) for i in shown]
@@ -93,10 +95,10 @@ def _draw_agreement(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[
 
 
 def _draw_views(figure: SubFigure, cache: TeacherCache) -> None:
-    names = cache.manifest.class_names
+    names, labels = cache.class_names, cache.labels
     title = "views of sample 0"
-    if names is not None:
-        label = _class_name(names[cache.labels[0]])
+    if names is not None and labels is not None:
+        label = _class_name(names[labels[0]])
         title += f" (label: {label}), with the teacher's first class"
     figure.suptitle(title, fontsize=9)
     views = cache.preview[: min(cache.num_views, _MOST_VIEWS)]

@@ -120,7 +120,7 @@ def _content(old: TeacherCache, taps: Mapping[str, TapSpec]) -> CacheContent:
         identity=converted_identity(m.identity, taps),
         taps=taps,
         num_samples=m.num_samples,
-        labels=None if m.class_names is None else old.labels,
+        labels=old.labels,
         num_views=m.num_views,
         class_names=m.class_names,
         canary=m.canary,

@@ -216,21 +216,14 @@ class TeacherCache:
             refuse_incomplete(self.source, self.num_views, names)
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """(N,) int64. Raises CacheMismatch if the samples have no classes."""
-        if self._labels is None:
-            raise self._without_classes()
+    def labels(self) -> NDArray[np.int64] | None:
+        """(N,) int64; None if the samples have no classes."""
         return self._labels
 
     @property
-    def class_names(self) -> list[str]:
-        """The names, in the order of the labels. Raises CacheMismatch if there are no classes."""
-        if self.manifest.class_names is None:
-            raise self._without_classes()
+    def class_names(self) -> list[str] | None:
+        """The names, in the order of the labels; None if the samples have no classes."""
         return self.manifest.class_names
-
-    def _without_classes(self) -> CacheMismatch:
-        return CacheMismatch(f"{self.path} has no labels: it was made of images without classes")
 
     @property
     def whole(self) -> dict[str, NDArray[Any]]:

@@ -168,7 +168,7 @@ def _origin(run: Run, which: Which) -> dict[str, Any]:
         **({"stem": student.stem} if may_have_stem(student.arch) else {}),
         "options": dict(student.options),
         **({"two_of": as_plain(thinner(student))} if is_pair(looked_at(run.terms)) else {}),
-        "classes": list(study.dataset.class_names),
+        "classes": list(study.dataset.class_names or ()),
         "normalization": as_plain(study.teacher.dataset.normalization),
         "shown": as_plain(study.teacher.views.eval_transform),
         "method": run.method,

@@ -15,6 +15,7 @@ from teach_once.configs.schema import LossTerm, StudentConfig, TeacherConfig, To
 from teach_once.nets.networks.archs import ArchError
 from teach_once.nets.networks.layout import TapError
 from teach_once.nets.student import build_student, describe_student
+from teach_once.nets.teacher.classes import teacher_classes
 from teach_once.nets.teacher.taps import Tap, taps_asked, teacher_stages
 from teach_once.nets.teacher.teacher import fresh_teacher
 from teach_once.nets.weights.source import is_downloadable
@@ -32,6 +33,7 @@ from teach_once.train.runs.teachers import (
     check_combinable,
     check_same_views,
     pass_command,
+    require_labels,
     tap_names,
     teacher_configs,
 )
@@ -119,9 +121,10 @@ def check_without_cache(
     first: the first teacher.
     """
     teachers = teacher_configs(config, first)
+    dataset = load_dataset(first.dataset, caches_dir)
+    require_labels(first, dataset)
     of_each = [TapsOfTeacher.of_config(teacher, caches_dir) for teacher in teachers]
     check_settings(config, methods, of_each)
-    dataset = load_dataset(first.dataset, caches_dir)
     taps = [check_teacher(first, dataset)]
     for other in teachers[1:]:
         theirs = load_dataset(other.dataset, caches_dir)
@@ -156,7 +159,7 @@ def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]
         teacher = fresh_teacher(
             net,
             stages,
-            num_classes=dataset.num_classes if config.taps.logits else 0,
+            num_classes=teacher_classes(config, dataset.num_classes),
             image_shape=shape,
             has_embedding=bool(config.taps.embedding),
         )

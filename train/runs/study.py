@@ -41,6 +41,7 @@ from teach_once.train.runs.teachers import (
     StudyTeacher,
     explain_too_many_views,
     open_teachers,
+    require_labels,
     verified_pixels,
 )
 from teach_once.views.augment.augment import view_shape
@@ -372,6 +373,7 @@ def open_study(
     check_arch(config.student.arch)
     check_arch(teacher.teacher.arch)
     dataset = load_dataset(teacher.dataset, caches_dir)
+    require_labels(teacher, dataset)
     views = views_used(config, teacher) if reads_outputs else 1
     with explain_too_many_views(views_used(config, teacher), teacher, caches_dir):
         teachers = open_teachers(config, teacher, dataset, views, caches_dir, cache_path)

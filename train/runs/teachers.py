@@ -46,6 +46,17 @@ if TYPE_CHECKING:
     from teach_once.views.pixels.batches import Pixels
 
 
+def require_labels(teacher: TeacherConfig, dataset: Dataset) -> None:
+    """Raise TrainError if the images have no labels, without which there is no test error."""
+    if not dataset.has_labels:
+        raise TrainError(
+            f"the images of {teacher.name} have no labels, and networks are evaluated by their "
+            f"error on labeled test images",
+            fix="use images with labels; or train in your own loop with DistillationDataset, which "
+            "reads the teacher's outputs",
+        )
+
+
 def open_cache(
     teacher: TeacherConfig,
     dataset: Dataset,
@@ -210,8 +221,8 @@ def check_same_views(
     ours, found = views_identity(first, dataset), views_identity(other, theirs)
     for identity in (ours, found):
         del identity["dataset"]["normalization"]
-    ours["dataset"]["classes"] = list(dataset.class_names)
-    found["dataset"]["classes"] = list(theirs.class_names)
+    ours["dataset"]["classes"] = list(dataset.class_names or ())
+    found["dataset"]["classes"] = list(theirs.class_names or ())
     if differing := differences(ours, found):
         lines = [f"the teachers {first.name} and {other.name} do not use the same views:"]
         raise TrainError(

@@ -36,7 +36,7 @@ from teach_once.store.read.reader import TeacherCache
 from teach_once.train.errors import TrainError
 from teach_once.train.runs.files import CHECKPOINT_FILE, count_epochs, read_run, read_summary
 from teach_once.train.runs.study import recipe_identity
-from teach_once.train.runs.teachers import tap_names, teacher_identity
+from teach_once.train.runs.teachers import require_labels, tap_names, teacher_identity
 from teach_once.views.datasets import Dataset, DatasetError, load_dataset
 from teach_once.views.identity import augment_identity
 
@@ -130,8 +130,14 @@ class TeacherRun:
 
 
 def load_teacher_data(config: TeacherConfig, training: TeacherTraining) -> Dataset:
-    """Load the dataset with the teacher's own limit, which may exceed its students' limit."""
-    return load_dataset(dataclasses.replace(config.dataset, max_per_class=training.max_per_class))
+    """Load the dataset with the teacher's own limit, which may exceed its students' limit.
+
+    Raises TrainError if the images have no labels.
+    """
+    data = dataclasses.replace(config.dataset, max_per_class=training.max_per_class)
+    dataset = load_dataset(data)
+    require_labels(config, dataset)
+    return dataset
 
 
 def training_settings(

@@ -22,6 +22,7 @@ from teach_once.nets.student import (
     is_pair,
     thinner,
 )
+from teach_once.nets.teacher.classes import teacher_classes
 from teach_once.nets.teacher.taps import taps_stored
 from teach_once.nets.teacher.teacher import load_teacher_network, use_batch_statistics
 from teach_once.nets.weights.start import start_student
@@ -278,7 +279,7 @@ def _live(
     teacher = load_teacher_network(
         config.teacher,
         of_study.stages,
-        num_classes=run.study.dataset.num_classes if config.taps.logits else 0,
+        num_classes=teacher_classes(config, run.study.dataset.num_classes),
         image_shape=run.study.image_shape,
         device=device,
         calibration=calibration_batches(data.train),

@@ -16,18 +16,22 @@ from teach_once.views.images.decode import (
 )
 from teach_once.views.images.encoded import EncodedSplit
 from teach_once.views.images.forked import run_forked
-from teach_once.views.splits import DatasetError, Split
+from teach_once.views.splits import DatasetError, Split, count_copies, sample_digest, stack_digests
 
 _FILES_AT_ONCE = 16
 
 
 @dataclass
 class ImageCheck:
-    """Result of a check: number of images, a line per faulty image, number of multi-page images."""
+    """Result of a check: number of images, a line per faulty image, number of multi-page images.
+
+    digests: of the bytes of each image that is not faulty.
+    """
 
     checked: int = 0
     faults: list[str] = field(default_factory=list)
     of_several_pages: int = 0
+    digests: list[bytes] = field(default_factory=list)
 
 
 def check_split(
@@ -40,13 +44,15 @@ def check_split(
     look = _looker(split, max_pixels)
     report, total = ImageCheck(), len(split)
 
-    def work(start: int) -> list[str | bool]:
+    def work(start: int) -> list[str | tuple[bytes, bool]]:
         return [_outcome(look, i) for i in range(start, min(start + _FILES_AT_ONCE, total))]
 
     for outcomes in run_forked(work, range(0, total, _FILES_AT_ONCE), num_workers):
         report.checked += len(outcomes)
         report.faults += [each for each in outcomes if isinstance(each, str)]
-        report.of_several_pages += sum(each is True for each in outcomes)
+        good = [each for each in outcomes if not isinstance(each, str)]
+        report.digests += [digest for digest, _ in good]
+        report.of_several_pages += sum(has_more for _, has_more in good)
         advance(len(outcomes))
     return report
 
@@ -57,37 +63,46 @@ def summarize(reports: Mapping[str, ImageCheck]) -> str:
     line = f"checked {' and '.join(parts)}"
     if pages := sum(report.of_several_pages for report in reports.values()):
         line += f"; {pages:,} have several pages, of which the first is used"
+    digests = stack_digests(digest for report in reports.values() for digest in report.digests)
+    if copies := count_copies(digests):
+        line += f"; {copies:,} are exact copies of other images"
     return line
 
 
-def _looker(split: Split | EncodedSplit, max_pixels: int) -> Callable[[int], bool]:
-    """Return a function that decodes a sample and returns True if its file has several pages."""
+Look = Callable[[int], tuple[bytes, bool]]
+
+
+def _looker(split: Split | EncodedSplit, max_pixels: int) -> Look:
+    """Return a function that decodes a sample.
+
+    It returns the digest, and True if its file has several pages.
+    """
     if isinstance(split, EncodedSplit):
 
-        def look(sample: int) -> bool:
+        def look(sample: int) -> tuple[bytes, bool]:
             content = split.read(sample)
             decode_picture(content, split.name_of(sample), max_pixels)
-            return has_more_pages(content)
+            return sample_digest(content), has_more_pages(content)
 
         return look
     if (paths := split.paths) is not None:
 
-        def look_at_file(sample: int) -> bool:
+        def look_at_file(sample: int) -> tuple[bytes, bool]:
             content = read_picture(paths[sample])
             decode_picture(content, shown_path(paths[sample]), max_pixels)
-            return has_more_pages(content)
+            return sample_digest(content), has_more_pages(content)
 
         return look_at_file
     read = split.open_each or split.read_each
 
-    def look_at_sample(sample: int) -> bool:
-        next(iter(read(np.array([sample]))))
-        return False
+    def look_at_sample(sample: int) -> tuple[bytes, bool]:
+        _, digest = next(iter(read(np.array([sample]))))
+        return digest, False
 
     return look_at_sample
 
 
-def _outcome(look: Callable[[int], bool], sample: int) -> str | bool:
+def _outcome(look: Look, sample: int) -> str | tuple[bytes, bool]:
     try:
         return look(sample)
     except DatasetError as error:

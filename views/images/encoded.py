@@ -19,20 +19,20 @@ from teach_once.views.splits import DatasetError, Ids, ImageSource, Split
 
 @dataclass(frozen=True, eq=False)
 class EncodedSplit:
-    """Image files in their fixed order, each with a label (N,) int64 and a name.
+    """Image files in their fixed order, each with a name, and a label (N,) int64 or none.
 
     names: `<class>/<file>` or similar, in UTF-8, possibly not printable. sizes: bytes of each file.
     read: returns a file's bytes; raises DatasetError. name_of: a file's name for messages.
     """
 
-    labels: Ids
+    labels: Ids | None
     names: Sequence[str]
     sizes: Sequence[int]
     read: Callable[[int], bytes]
     name_of: Callable[[int], str]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.sizes)
 
     @property
     def digest(self) -> str:
@@ -43,7 +43,7 @@ class EncodedSplit:
     def part(self, start: int, stop: int) -> EncodedSplit:
         """Return samples `start` to `stop` (exclusive)."""
         return EncodedSplit(
-            self.labels[start:stop],
+            None if self.labels is None else self.labels[start:stop],
             self.names[start:stop],
             self.sizes[start:stop],
             read=lambda sample: self.read(start + sample),
@@ -53,10 +53,13 @@ class EncodedSplit:
 
 @dataclass(frozen=True, eq=False)
 class EncodedSource:
-    """A dataset of encoded files. type: the config's dataset type. hints: lines for the user."""
+    """A dataset of encoded files.
+
+    type: the config's dataset type. class_names: None without labels. hints: lines for the user.
+    """
 
     type: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None
     train: EncodedSplit
     test: EncodedSplit
     hints: tuple[str, ...] = ()

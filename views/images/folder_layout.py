@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from teach_once.runtime.command.program import interpreter
 from teach_once.runtime.safe.text import one_line
@@ -20,6 +21,7 @@ from teach_once.views.images.listing import (
     describe_left_out,
     is_hidden,
     listing_of,
+    unlabeled_listing,
 )
 from teach_once.views.splits import DatasetError, Ids
 
@@ -90,6 +92,38 @@ def find_splits(root: Path, layout: FolderLayout, kept_in: Path | None) -> Folde
     return FolderSplits(*splits, tuple(filter(None, notes)), hint)
 
 
+_LEAST_HELD, _MOST_HELD, _ENOUGH_HELD = 0.02, 0.1, 100  # fractions, and a number of images
+
+
+def split_unlabeled(
+    root: Path, holdout_fraction: float | None, kept_in: Path | None
+) -> FolderSplits:
+    """List all images below `root`, and hold out a part of them, at least one, for evaluation.
+
+    An image is held out by a hash of its path, so that new files rarely change old choices.
+    holdout_fraction: None: 2 %, or as many as give 100 images, but at most 10 %. Raises
+    DatasetError if there are fewer than two images.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"dataset.root: folder {root} not found")
+    found = unlabeled_listing(root, kept_in)
+    note = describe_left_out(root, found.left_out)
+    if len(found) < 2:
+        count = "only one image" if len(found) else f"no images ({', '.join(IMAGE_SUFFIXES)})"
+        raise DatasetError(
+            "\n  ".join(filter(None, [f"dataset.root: {root} has {count}", note])),
+            fix="set dataset.root to a folder with at least two images: one is held out",
+        )
+    fraction = holdout_fraction
+    if fraction is None:
+        fraction = max(_LEAST_HELD, min(_ENOUGH_HELD / len(found), _MOST_HELD))
+    keys = _name_hashes(found, 0)
+    is_held = keys < np.uint64(int(fraction * 2.0**64))
+    is_held[np.argmin(keys)], is_held[np.argmax(keys)] = True, False
+    train, test = (ListedSplit(found, np.flatnonzero(some)) for some in (~is_held, is_held))
+    return FolderSplits(train, test, (note,) if note else (), "")
+
+
 def _whole(listing: Listing) -> ListedSplit:
     return ListedSplit(listing, np.arange(len(listing)))
 
@@ -150,6 +184,7 @@ def _folders_in(folder: Path) -> list[str]:
 
 def _require_images(listing: Listing, ids: Ids, problem: str) -> None:
     """Raise DatasetError for the first class without an image."""
+    assert listing.labels is not None
     counts = np.bincount(listing.labels[ids], minlength=len(listing.class_names))
     for name in np.array(listing.class_names)[counts == 0][:1]:
         raise DatasetError(f"{listing.folder / name} {problem} ({', '.join(IMAGE_SUFFIXES)})")
@@ -157,14 +192,7 @@ def _require_images(listing: Listing, ids: Ids, problem: str) -> None:
 
 def _held_out(train: Listing, layout: FolderLayout) -> tuple[ListedSplit, ListedSplit]:
     """Choose test images by a hash of each name, so that new files do not change old choices."""
-    key = layout.test_seed.to_bytes(4, "little")
-    names = train.relative_names(np.arange(len(train)))
-    words = [
-        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, key=key).digest()
-        for name in names
-    ]
-    drawn = np.frombuffer(b"".join(words), dtype="<u8")
-    is_test = drawn < np.uint64(int(layout.test_fraction * 2.0**64))
+    is_test = _name_hashes(train, layout.test_seed) < np.uint64(int(layout.test_fraction * 2.0**64))
     rest, held = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     if not len(held):
         raise DatasetError(
@@ -173,6 +201,16 @@ def _held_out(train: Listing, layout: FolderLayout) -> tuple[ListedSplit, Listed
         )
     _require_images(train, rest, "has no images left to train on; lower dataset.test_fraction")
     return ListedSplit(train, rest), ListedSplit(train, held)
+
+
+def _name_hashes(listing: Listing, seed: int) -> NDArray[np.uint64]:
+    """Return a keyed hash of the relative path of each image, (N,) uint64."""
+    key = seed.to_bytes(4, "little")
+    words = [
+        hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, key=key).digest()
+        for name in listing.relative_names(np.arange(len(listing)))
+    ]
+    return np.frombuffer(b"".join(words), dtype="<u8")
 
 
 def _reordered(listing: Listing, names: Sequence[str], owner: Path) -> Listing:
@@ -189,6 +227,7 @@ def _reordered(listing: Listing, names: Sequence[str], owner: Path) -> Listing:
             f"folders of {one_line(listing.folder)}: {'; '.join(wrong)}",
             fix="write one folder name per line",
         )
+    assert listing.labels is not None
     number_of = {name: number for number, name in enumerate(names)}
     numbers = np.array([number_of[name] for name in listing.class_names], dtype=np.int64)
     return replace(listing, class_names=tuple(names), labels=numbers[listing.labels])

@@ -1,4 +1,4 @@
-"""Image folders: trees of encoded files, decoded when they are read."""
+"""Image folders: trees of encoded files, with or without classes, decoded when they are read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ from teach_once.views.images.decode import (
     read_picture,
     shown_path,
 )
-from teach_once.views.images.folder_layout import FolderLayout, ListedSplit, find_splits
+from teach_once.views.images.folder_layout import (
+    FolderLayout,
+    FolderSplits,
+    ListedSplit,
+    find_splits,
+    split_unlabeled,
+)
 from teach_once.views.images.listing import Listing, kept_digest
 from teach_once.views.seeds import choice
 from teach_once.views.splits import (
@@ -91,11 +97,32 @@ def image_folder(
     they are chosen. Raises DatasetError if the folders cannot be used.
     """
     found = find_splits(root, layout or FolderLayout(), kept_in)
+    return _source_of(found, root.name, "imagefolder", max_pixels, kept_in)
+
+
+def unlabeled_images(
+    root: Path,
+    max_pixels: int = ImageFolder.max_pixels,
+    kept_in: Path | None = None,
+    holdout_fraction: float | None = None,
+) -> ImageSource:
+    """Open all images below `root`, without labels, in the order of the bytes of their paths.
+
+    Links to folders are not followed. The arguments are as in `image_folder` and in
+    `views.images.folder_layout.split_unlabeled`. Raises DatasetError if they cannot be used.
+    """
+    found = split_unlabeled(root, holdout_fraction, kept_in)
+    return _source_of(found, root.name, "images", max_pixels, kept_in)
+
+
+def _source_of(
+    found: FolderSplits, name: str, dataset_type: str, max_pixels: int, kept_in: Path | None
+) -> ImageSource:
     train, test = found.train, found.test
     return ImageSource(
-        name=root.name,
-        type="imagefolder",
-        class_names=train.listing.class_names,
+        name=name,
+        type=dataset_type,
+        class_names=None if train.listing.labels is None else train.listing.class_names,
         train=_split_of(train, max_pixels),
         test=_split_of(test, max_pixels),
         digest_of=lambda ids: _folder_digest(train.listing, train.ids[ids], kept_in),
@@ -147,6 +174,7 @@ def _folder_split(listing: Listing, max_pixels: int) -> Split:
         open_each=lambda ids: (opened(paths[i]) for i in ids),
         paths=paths,
         folder=listing.folder,
+        num_unlabeled=len(listing) if listing.labels is None else 0,
     )
 
 
@@ -155,7 +183,8 @@ def _folder_digest(listing: Listing, ids: Ids, kept_in: Path | None) -> str:
         return (read_picture(listing.path(int(ids[i]))) for i in hashed_files(len(ids)))
 
     def compute() -> str:
-        names, sizes, labels = listing.relative_names(ids), listing.sizes[ids], listing.labels[ids]
+        names, sizes = listing.relative_names(ids), listing.sizes[ids]
+        labels = None if listing.labels is None else listing.labels[ids]
         return digest_of_files(names, sizes.tolist(), labels, hashed())
 
     key = hashlib.sha256(listing.fingerprint(ids))
@@ -172,11 +201,12 @@ def hashed_files(num_files: int) -> Ids:
 def digest_of_files(
     names: Iterable[str],
     sizes: Iterable[int],
-    labels: NDArray[np.int64],
+    labels: Ids | None,
     hashed: Iterable[bytes],
 ) -> str:
-    """Hash every file's name, size and label, and the bytes of `hashed_files`."""
-    entries = zip(names, sizes, labels.tolist(), strict=True)
+    """Hash every file's name, size and label if it has one, and the bytes of `hashed_files`."""
+    columns = [names, sizes] if labels is None else [names, sizes, labels.tolist()]
+    entries = zip(*columns, strict=True)
     digest, separator = hashlib.sha256(b"["), ""
     while some := list(itertools.islice(entries, _ENTRIES_AT_ONCE)):
         digest.update((separator + json.dumps(some)[1:-1]).encode())  # tuples become lists

@@ -40,6 +40,7 @@ IMAGE_SUFFIXES = (
 )  # suffixes of the formats in views.images.decode.FORMATS
 HIDDEN = "hidden"  # reasons other than a file's suffix
 LOOSE = "in no class"
+LINKED = "links to folders"
 _SUFFIXES = tuple(os.fsencode(suffix) for suffix in IMAGE_SUFFIXES)
 _LONGEST_ENDING = 12
 _NAMED_ENDINGS = 5
@@ -48,8 +49,8 @@ _Entry = os.DirEntry[str]
 
 
 @dataclass
-class Images:
-    """The images of one class: names relative to its folder, in bytes, and sizes.
+class FoundImages:
+    """The images of one folder: names relative to it, in bytes, and sizes.
 
     folders: every visited folder, relative to `folder`, with its modification time. left_out:
     number of skipped entries by reason.
@@ -89,12 +90,12 @@ def find_classes(folder: Path) -> tuple[tuple[str, ...], Counter[str]]:
     return tuple(sorted(names)), left_out
 
 
-def find_images(folder: Path, name: str) -> Images:
-    """Return the images of `folder/name` and its subfolders.
+def find_images(folder: Path, name: str, follow: bool = True) -> FoundImages:
+    """Return the images of `folder/name` and its subfolders, folder by folder.
 
-    Raises DatasetError if one cannot be listed.
+    follow: include folders that are symbolic links. Raises DatasetError if one cannot be listed.
     """
-    found = Images()
+    found = FoundImages()
     listed: dict[str, list[tuple[str, bytes, int]]] = {}
     pending = [("", frozenset[tuple[int, int]]())]
     while pending:
@@ -105,7 +106,7 @@ def find_images(folder: Path, name: str) -> Images:
         if key in around:
             raise _endless(str(path))
         found.folders.append((os.path.join(name, inside).rstrip("/"), status.st_mtime_ns))
-        images, folders = _sorted_out(path, found.left_out)
+        images, folders = _sorted_out(path, found.left_out, follow)
         listed[inside] = images
         pending += [(os.path.join(inside, each), around | {key}) for each in folders]
     for inside, images in sorted(listed.items()):
@@ -120,7 +121,7 @@ def describe_left_out(folder: Path, left_out: Mapping[str, int]) -> str:
     """Return a note about entries of `folder` that were skipped, or ""."""
     if not left_out:
         return ""
-    endings = {name: n for name, n in left_out.items() if name not in (HIDDEN, LOOSE)}
+    endings = {name: n for name, n in left_out.items() if name not in (HIDDEN, LOOSE, LINKED)}
     parts = []
     if endings:
         ordered = sorted(endings.items(), key=lambda item: (-item[1], item[0]))
@@ -130,13 +131,15 @@ def describe_left_out(folder: Path, left_out: Mapping[str, int]) -> str:
         parts.append(f"{sum(endings.values()):,} with non-image suffixes ({shown})")
     if count := left_out.get(LOOSE):
         parts.append(f"{count:,} outside class folders")
+    if count := left_out.get(LINKED):
+        parts.append(f"{count:,} links to folders")
     if count := left_out.get(HIDDEN):
         parts.append(f"{count:,} hidden (named .* or {_MAC_METADATA})")
     return f"note: left out of {one_line(folder)}: {'; '.join(parts)}"
 
 
 def _sorted_out(
-    folder: Path, left_out: Counter[str]
+    folder: Path, left_out: Counter[str], follow: bool
 ) -> tuple[list[tuple[str, bytes, int]], list[str]]:
     """Return name, name in bytes and size of each image (a file or a link to one); subfolders."""
     images, folders = [], []
@@ -146,7 +149,9 @@ def _sorted_out(
             left_out[HIDDEN] += 1
         elif raw.lower().endswith(_SUFFIXES):
             images.append((entry.name, raw, _size_of(entry)))
-        elif _is_folder(entry):
+        elif not follow and entry.is_symlink() and entry.is_dir():
+            left_out[LINKED] += 1
+        elif entry.is_dir(follow_symlinks=False) or (follow and _is_folder(entry)):
             folders.append(entry.name)
         else:
             ending = os.path.splitext(entry.name)[1].lower()
@@ -219,17 +224,19 @@ _MOST_HEADER_BYTES = 2**26
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The images in `folder/<class>/`, class by class, in sorted order.
+    """The images in `folder/<class>/`, class by class, in sorted order; or without classes.
 
     sizes, labels: (N,) int64. names: names within the class folders, concatenated; ends: (N,)
-    int64, end of each name. folders: every folder of the tree, relative to `folder`, with its
-    modification time. left_out: number of skipped entries by reason.
+    int64, end of each name. Without labels, `labels` is None, there are no class names, names are
+    relative to `folder`, and images are in the order of the bytes of their names. folders: every
+    folder of the tree, relative to `folder`, with its modification time. left_out: number of
+    skipped entries by reason.
     """
 
     folder: Path
     class_names: tuple[str, ...]
     sizes: NDArray[np.int64]
-    labels: Ids
+    labels: Ids | None
     names: bytes
     ends: NDArray[np.int64]
     folders: tuple[tuple[str, int], ...]
@@ -239,19 +246,26 @@ class Listing:
         return len(self.sizes)
 
     def relative_names(self, ids: Ids) -> Iterator[str]:
-        """Yield `<class>/<file>`, an image's name in digests and in packed files."""
+        """Yield each path relative to `folder`, an image's name in digests and packed files."""
+        labels = self.labels
         for first in range(0, len(ids), _NAMES_AT_ONCE):
             some = ids[first : first + _NAMES_AT_ONCE]
             starts = np.where(some > 0, self.ends[some - 1], 0).tolist()
-            ends, labels = self.ends[some].tolist(), self.labels[some].tolist()
-            for start, end, label in zip(starts, ends, labels, strict=True):
-                yield f"{self.class_names[label]}/{_text(self.names[start:end])}"
+            names = (
+                _text(self.names[start:end])
+                for start, end in zip(starts, self.ends[some].tolist(), strict=True)
+            )
+            if labels is None:
+                yield from names
+            else:
+                for name, label in zip(names, labels[some].tolist(), strict=True):
+                    yield f"{self.class_names[label]}/{name}"
 
     def fingerprint(self, ids: Ids) -> bytes:
         """Return the sha256 of names, sizes and labels; equal for equal digest texts."""
         found = hashlib.sha256(json.dumps(self.class_names).encode())
         for part in (self.labels, self.sizes, self.ends, ids):
-            found.update(part.tobytes())
+            found.update(b"" if part is None else part.tobytes())
         found.update(self.names)
         return found.digest()
 
@@ -273,9 +287,19 @@ def listing_of(
     own classes. kept_in: folder of caches next to which the index is stored; None: always list.
     Raises DatasetError if the folder cannot be used.
     """
-    found = None if kept_in is None else _indexed(folder, kept_in)
+    found = None if kept_in is None else _indexed(folder, kept_in, has_classes=True)
     if found is None or (class_names is not None and found.class_names != class_names):
         found = _listed(folder, class_names)
+        if kept_in is not None:
+            _keep(found, kept_in)
+    return found
+
+
+def unlabeled_listing(folder: Path, kept_in: Path | None = None) -> Listing:
+    """List all images of `folder` at any depth, as `listing_of`, without classes."""
+    found = None if kept_in is None else _indexed(folder, kept_in, has_classes=False)
+    if found is None:
+        found = _listed_without_classes(folder)
         if kept_in is not None:
             _keep(found, kept_in)
     return found
@@ -332,7 +356,7 @@ def _listed(folder: Path, class_names: tuple[str, ...] | None) -> Listing:
     sizes: list[int] = []
     counts, folders = [], [("", changed)]
     for name in class_names:
-        images = find_images(folder, name) if name in there else Images()
+        images = find_images(folder, name) if name in there else FoundImages()
         counts.append(len(images.names))
         names += images.names
         sizes += images.sizes
@@ -350,6 +374,22 @@ def _listed(folder: Path, class_names: tuple[str, ...] | None) -> Listing:
     )
 
 
+def _listed_without_classes(folder: Path) -> Listing:
+    images = find_images(folder, "", follow=False)
+    order = sorted(range(len(images.names)), key=images.names.__getitem__)
+    names = [images.names[i] for i in order]
+    return Listing(
+        folder,
+        (),
+        np.array([images.sizes[i] for i in order], dtype=np.int64),
+        None,
+        b"".join(names),
+        np.cumsum(list(map(len, names)), dtype=np.int64),
+        tuple(images.folders),
+        images.left_out,
+    )
+
+
 def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")  # twice as fast as os.fsdecode
 
@@ -357,8 +397,9 @@ def _text(name: bytes) -> str:
 # ---- the index
 
 
-def _index_name(folder: Path) -> Path:
-    where = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+def _index_name(folder: Path, has_classes: bool) -> Path:
+    key = os.fsencode(folder.resolve()) + (b"" if has_classes else b"\0without classes")
+    where = hashlib.sha256(key).hexdigest()[:16]
     return Path(INDEX_FOLDER) / f"{where}.index"
 
 
@@ -366,12 +407,16 @@ def _keep(listing: Listing, kept_in: Path) -> None:
     """Write the index, unless a folder was changed so recently that it may still change."""
     if time.time_ns() - max(changed for _, changed in listing.folders) < _SETTLED_NS:
         return
-    counts = np.bincount(listing.labels, minlength=len(listing.class_names))
+    labels = listing.labels
+    rows: list[tuple[str | None, int]] = [(None, len(listing))]
+    if labels is not None:
+        counts = np.bincount(labels, minlength=len(listing.class_names))
+        rows = list(zip(listing.class_names, counts.tolist(), strict=True))
     payload = b"".join([listing.sizes.tobytes(), listing.ends.tobytes(), listing.names])
     header = {
         "version": _VERSION,
         "folder": os.fsencode(listing.folder.resolve()).hex(),
-        "classes": list(zip(listing.class_names, counts.tolist(), strict=True)),
+        "classes": rows,
         "folders": [[os.fsencode(name).hex(), changed] for name, changed in listing.folders],
         "left_out": dict(listing.left_out),
     }
@@ -379,14 +424,14 @@ def _keep(listing: Listing, kept_in: Path) -> None:
     checked = b"%08x\n" % google_crc32c.value(content) + content
     try:
         kept_in.mkdir(parents=True, exist_ok=True)
-        write_inside(kept_in, _index_name(listing.folder), checked)
+        write_inside(kept_in, _index_name(listing.folder, labels is not None), checked)
     except (OSError, BadFile):
         return  # full disk or no permission: the next program lists again
 
 
-def _indexed(folder: Path, kept_in: Path) -> Listing | None:
+def _indexed(folder: Path, kept_in: Path, *, has_classes: bool) -> Listing | None:
     """Return the index of `folder` if it exists and is still valid."""
-    path = kept_in / _index_name(folder)
+    path = kept_in / _index_name(folder, has_classes)
     try:
         content = read_bounded(path, _MOST_INDEX_BYTES)
         checksum, _, content = content.partition(b"\n")
@@ -410,13 +455,13 @@ def _parsed(folder: Path, header: dict[str, Any], payload: bytes) -> Listing | N
     if any(os.stat(folder / name).st_mtime_ns != changed for name, changed in folders):
         return None
     names, counts = zip(*rows, strict=True)
-    total = sum(counts)
+    has_classes, total = names != (None,), sum(counts)
     sizes, ends = np.frombuffer(payload, np.int64, 2 * total).reshape(2, total)
     return Listing(
         folder,
-        tuple(names),
+        tuple(names) if has_classes else (),
         sizes,
-        np.repeat(np.arange(len(names)), counts),
+        np.repeat(np.arange(len(names)), counts) if has_classes else None,
         payload[16 * total :],
         ends,
         tuple(folders),

@@ -11,7 +11,7 @@ The arrays are contiguous. This project finds arrays by the header alone, and an
 within the file. The HDF5 structure must agree with the header, so that other programs read the same
 classes, shapes and values.
 
-    <split>/labels         (N,) int64
+    <split>/labels         (N,) int64; images without labels have neither this nor class_names
     <split>/crc32c         (N,) uint32, of each sample's bytes in this file
     kind pixels:
     <split>/images         (N, H, W, C) uint8
@@ -89,7 +89,8 @@ class Recoded(BaseModel):
 class Header(BaseModel):
     """The header of a packed file.
 
-    digests: dataset digests by subset of the training samples (the sha256 of their ids, or "all"),
+    class_names: None for images without labels, which have no array of labels. digests: dataset
+    digests by subset of the training samples (the sha256 of their ids, or "all"),
     and "test". recoded: how the files were re-encoded. job, part: for shards, see
     `views.packed.write`.
     """
@@ -97,7 +98,7 @@ class Header(BaseModel):
     model_config = _STRICT
     kind: Literal["pixels", "encoded"]
     type: Annotated[str, Field(pattern="^[a-z0-9]{1,32}$")]
-    class_names: Annotated[list[str], Field(min_length=1, max_length=2**20)]
+    class_names: Annotated[list[str], Field(min_length=1, max_length=2**20)] | None
     digests: Annotated[
         dict[Annotated[str, Field(max_length=64)], Sha256], Field(max_length=1000)
     ] = {}
@@ -105,6 +106,13 @@ class Header(BaseModel):
     recoded: Recoded | None = None
     job: Sha256 | None = None
     part: Annotated[int, Field(ge=0, lt=2**20)] | None = None
+
+    @property
+    def arrays(self) -> Mapping[str, tuple[str, int]]:
+        """Return the arrays of each split: name -> dtype and number of dimensions."""
+        every = ARRAYS[self.kind]
+        has_labels = self.class_names is not None
+        return {name: each for name, each in every.items() if has_labels or name != LABELS}
 
     def to_bytes(self) -> bytes:
         """Return the head and the header as bytes."""
@@ -130,8 +138,10 @@ def structure_fault(handle: int, header: Header) -> str | None:
 
 def _check(file: h5py.File, handle: int, header: Header) -> None:
     """Compare the HDF5 structure with the header. Raises ValueError or any error of h5py."""
-    _check_members(file, "", ["class_names", *header.splits])
-    _check_class_names(file, handle, header.class_names)
+    names = header.class_names
+    _check_members(file, "", [*([] if names is None else ["class_names"]), *header.splits])
+    if names is not None:
+        _check_class_names(file, handle, names)
     for split, arrays in header.splits.items():
         _require_plain(file, split)
         _check_members(file[split], f"{split}/", list(arrays))
@@ -188,16 +198,17 @@ def _dataset(file: h5py.File, name: str) -> h5py.h5d.DatasetID:
 
 
 SPLITS = ("train", "test")
+LABELS = "labels"
 # Per kind: array -> dtype and number of dimensions.
 ARRAYS: Mapping[str, Mapping[str, tuple[str, int]]] = {
     "pixels": {
-        "labels": ("<i8", 1),
+        LABELS: ("<i8", 1),
         "crc32c": ("<u4", 1),
         "images": ("|u1", 4),
         "source_digest": ("|u1", 2),
     },
     "encoded": {
-        "labels": ("<i8", 1),
+        LABELS: ("<i8", 1),
         "crc32c": ("<u4", 1),
         "bytes": ("|u1", 1),
         "offsets": ("<i8", 1),
@@ -261,10 +272,12 @@ class PackedFile:
             raise self.damaged(f"{split}/{name} does not match its checksum")
         return np.frombuffer(content, dtype=place.dtype).reshape(place.shape)
 
-    def labels(self, split: str) -> Ids:
-        """Return labels (N,) int64, checked to be valid classes."""
-        labels = self.array(split, "labels").astype(np.int64)
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.header.class_names):
+    def labels(self, split: str) -> Ids | None:
+        """Return labels (N,) int64, checked to be valid classes; None for images without labels."""
+        if (names := self.header.class_names) is None:
+            return None
+        labels = self.array(split, LABELS).astype(np.int64)
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
             raise self.damaged(f"{split}/labels: not all labels are classes")
         return labels
 
@@ -310,7 +323,7 @@ class PackedFile:
         return np.frombuffer(self._read(place.offset + start, stop - start), dtype=np.uint8)
 
     def num_samples(self, split: str) -> int:
-        return self._place(split, "labels").shape[0]
+        return self._place(split, "crc32c").shape[0]
 
     def damaged(self, what: str) -> DatasetError:
         """Return the error for content that contradicts the header."""
@@ -363,23 +376,28 @@ class PackedFile:
 
     def _checked(self, header: Header) -> Header:
         """Check that all arrays are inside the file and consistent; returns the header."""
-        for name in header.class_names:
+        names = header.class_names or []
+        for name in names:
             check_class_name(name, shown_path(self.path))
-        if len(set(header.class_names)) != len(header.class_names):
+        if len(set(names)) != len(names):
             raise self.damaged("header, class_names: duplicate name")
         if set(header.splits) != set(SPLITS):
             raise self.damaged(f"header, splits: expected {' and '.join(SPLITS)}")
         for split, arrays in header.splits.items():
-            self._check_arrays(header.kind, split, arrays)
+            self._check_arrays(header.arrays, split, arrays)
         if (fault := structure_fault(self._handle, header)) is not None:
             raise self.damaged(fault)
         return header
 
-    def _check_arrays(self, kind: str, split: str, arrays: Mapping[str, ArrayPlace]) -> None:
-        expected = ARRAYS[kind]
+    def _check_arrays(
+        self,
+        expected: Mapping[str, tuple[str, int]],
+        split: str,
+        arrays: Mapping[str, ArrayPlace],
+    ) -> None:
         if set(arrays) != set(expected):
             raise self.damaged(f"header, splits.{split}: expected {', '.join(expected)}")
-        num_samples = arrays["labels"].shape[0]
+        num_samples = arrays["crc32c"].shape[0]
         for name, place in arrays.items():
             dtype, num_dimensions = expected[name]
             rows = num_samples + 1 if name == "offsets" else num_samples

@@ -28,7 +28,6 @@ from teach_once.views.images.decode import decode_bytes, decode_picture, shown_p
 from teach_once.views.images.folders import digest_of_files, hashed_files
 from teach_once.views.images.listing import kept_digest
 from teach_once.views.packed.format import (
-    ARRAYS,
     CHECKED_BY_SAMPLE,
     HEAD_BYTES,
     MOST_INDEX_BYTES,
@@ -62,12 +61,12 @@ RUN_BYTES = 2**26  # approximate most bytes per read
 def verify_packed(file: PackedFile) -> None:
     """Verify the checksums of all arrays and samples. Raises DatasetError for a mismatch."""
     for split in SPLITS:
-        for name in ARRAYS[file.header.kind]:
+        for name in file.header.arrays:
             if name not in CHECKED_BY_SAMPLE:
                 file.array(split, name)
         images = FileImages(file, split)
-        if len(images.labels):
-            for _ in images.read(np.arange(len(images.labels))):
+        if len(images):
+            for _ in images.read(np.arange(len(images))):
                 pass
 
 
@@ -79,6 +78,9 @@ class FileImages:
         self.stored = "bytes" if file.header.kind == "encoded" else "images"
         self.labels = file.labels(name)
 
+    def __len__(self) -> int:
+        return self.file.num_samples(self.name)
+
     @cached_property
     def checksums(self) -> NDArray[np.uint32]:
         return self.file.checksums(self.name)
@@ -89,7 +91,7 @@ class FileImages:
         if self.stored == "bytes":
             return self.file.offsets(self.name)
         bytes_each = math.prod(self.file.image_shape(self.name))
-        return np.arange(len(self.labels) + 1, dtype=np.int64) * bytes_each
+        return np.arange(len(self) + 1, dtype=np.int64) * bytes_each
 
     def read(self, ids: Ids) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield verified samples; adjacent samples are read together if they are not too large."""
@@ -177,20 +179,20 @@ def packed(
             return train.digest_of(ids, kept_in)
         if (known := header.digests.get(key_of(ids))) is not None:
             return known
-        whole = header.digests.get("all", "").encode() + ids.tobytes() + train.labels.tobytes()
+        whole = header.digests.get("all", "").encode() + ids.tobytes() + train.label_bytes
         return hashlib.sha256(whole).hexdigest()
 
     def test_digest() -> str:
         if test.is_encoded:
-            return test.digest_of(np.arange(len(test.labels)), kept_in)
+            return test.digest_of(np.arange(len(test)), kept_in)
         if (known := header.digests.get("test")) is not None:
             return known
-        return hashlib.sha256(test.checksums.tobytes() + test.labels.tobytes()).hexdigest()
+        return hashlib.sha256(test.checksums.tobytes() + test.label_bytes).hexdigest()
 
     return ImageSource(
         file.stem,
         header.type,
-        tuple(header.class_names),
+        None if header.class_names is None else tuple(header.class_names),
         train.split(),
         test.split(),
         digest_of,
@@ -206,8 +208,16 @@ class _PackedImages:
         self.is_encoded = files[0].header.kind == "encoded"
         some = [file for file in files if file.num_samples(name)]
         self.files = [FileImages(file, name) for file in some or files[:1]]
-        self.starts = np.cumsum([0, *(len(file.labels) for file in self.files)])
-        self.labels = np.concatenate([file.labels for file in self.files])
+        self.starts = np.cumsum([0, *map(len, self.files)])
+        labels = [file.labels for file in self.files if file.labels is not None]
+        self.labels = np.concatenate(labels) if labels else None
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def label_bytes(self) -> bytes:
+        return b"" if self.labels is None else self.labels.tobytes()
 
     def split(self) -> Split:
         """Return the split. Raises DatasetError if the images have too many pixels."""
@@ -220,7 +230,13 @@ class _PackedImages:
                 )
         opened = self.open_each if self.is_encoded else None
         return Split(
-            self.labels, self.load, self.read_each, self.read_digests, self.name_of, opened
+            self.labels,
+            self.load,
+            self.read_each,
+            self.read_digests,
+            self.name_of,
+            opened,
+            num_unlabeled=len(self) if self.labels is None else 0,
         )
 
     @cached_property
@@ -252,7 +268,8 @@ class _PackedImages:
         def compute() -> str:
             names = [name for each in self.files for name in each.file.names(self.name)]
             sizes = np.concatenate([np.diff(each.offsets) for each in self.files])[ids].tolist()
-            return digest_of_files((names[i] for i in ids), sizes, self.labels[ids], hashed())
+            labels = None if self.labels is None else self.labels[ids]
+            return digest_of_files((names[i] for i in ids), sizes, labels, hashed())
 
         # The headers contain the checksums of names, sizes and labels.
         key = hashlib.sha256(self.name.encode() + ids.tobytes())

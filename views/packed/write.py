@@ -28,6 +28,7 @@ from teach_once.views.images.encoded import EncodedSource, EncodedSplit
 from teach_once.views.packed.format import (
     ARRAYS,
     HEAD_BYTES,
+    LABELS,
     MOST_SHARDS,
     SPLITS,
     ArrayPlace,
@@ -149,12 +150,13 @@ def _laid_out(
 ) -> dict[str, dict[str, ArrayPlace]]:
     """Let HDF5 allocate each array, after a user block of `room` bytes."""
     assert room >= HEAD_BYTES
-    longest = max(len(name.encode()) for name in header.class_names)
+    classes = [name.encode() for name in header.class_names or ()]
     places: dict[str, dict[str, ArrayPlace]] = {}
     with h5py.File(file, "w", libver="latest", userblock_size=room) as out:
         out.attrs["kind"] = np.bytes_(header.kind)
-        names = np.array([name.encode() for name in header.class_names], dtype=f"S{longest}")
-        out.create_dataset("class_names", data=names, track_times=False)
+        if classes:
+            names = np.array(classes, dtype=f"S{max(map(len, classes))}")
+            out.create_dataset("class_names", data=names, track_times=False)
         for split, arrays in shapes.items():
             timeless = h5py.h5p.create(h5py.h5p.GROUP_CREATE)  # no timestamps in it
             timeless.set_obj_track_times(False)
@@ -215,7 +217,7 @@ def pack_pixels(source: ImageSource, file: Path, chosen: Iterable[Ids] = ()) -> 
         name: {
             "images": (len(split), *split.first_shape),
             "source_digest": (len(split), DIGEST_BYTES),
-            **dict.fromkeys(("labels", "crc32c"), (len(split),)),
+            **_shapes_of_rows(split),
         }
         for name, split in splits.items()
     }
@@ -261,10 +263,17 @@ def pack_encoded(
         _pack_files(small, file, contents, {**extra, "recoded": recode.plain()})
 
 
-def new_header(kind: str, dataset_type: str, class_names: Iterable[str], **more: object) -> Header:
+def _shapes_of_rows(split: Split | EncodedSplit) -> dict[str, tuple[int, ...]]:
+    names = ("crc32c",) if split.labels is None else (LABELS, "crc32c")
+    return dict.fromkeys(names, (len(split),))
+
+
+def new_header(
+    kind: str, dataset_type: str, class_names: Iterable[str] | None, **more: object
+) -> Header:
     """Return a header with placeholder locations. Raises DatasetError for invalid names."""
-    names = list(class_names)
-    for name in names:
+    names = None if class_names is None else list(class_names)
+    for name in names or ():
         check_class_name(name, f"class {name!r}")
     places = {name: dict.fromkeys(ARRAYS[kind], _LARGEST) for name in SPLITS}
     return Header(kind=kind, type=dataset_type, class_names=names, splits=places, **more)
@@ -283,7 +292,7 @@ def _pack_files(
             "bytes": (sum(each.sizes),),
             "offsets": (len(each) + 1,),
             "names": (len(names[split]),),
-            **dict.fromkeys(("labels", "crc32c"), (len(each),)),
+            **_shapes_of_rows(each),
         }
         for split, each in source.splits.items()
     }
@@ -307,7 +316,8 @@ def _write_files(
             )
         out.write(name, "bytes", start, np.frombuffer(content, dtype=np.uint8))
         sums.append(crc32c(content))
-    out.put(name, "labels", split.labels)
+    if split.labels is not None:
+        out.put(name, LABELS, split.labels)
     out.put(name, "offsets", offsets)
     out.put(name, "crc32c", np.array(sums, dtype=np.uint32))
 
@@ -342,7 +352,8 @@ def _write_pixels(out: NewPackedFile, name: str, split: Split) -> None:
         out.write(name, "images", start * int(np.prod(shape)), images)
         sums += [crc32c(image) for image in images]
         of_sources.append(digests)
-    out.put(name, "labels", split.labels)
+    if split.labels is not None:
+        out.put(name, LABELS, split.labels)
     out.put(name, "crc32c", np.array(sums, dtype=np.uint32))
     out.put(name, "source_digest", np.concatenate(of_sources))
 

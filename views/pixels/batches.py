@@ -54,8 +54,9 @@ class ViewBatch:
 
     ids, labels: (B,) int64; host_ids: the ids in host memory. inputs: (B, C, H, W) float32,
     normalized, channels-last. digests: (B, 16) uint8 in host memory, of the samples' source bytes.
-    If views are mixed, `labels` belong to the larger part, `other_labels` (B,) to the smaller part,
-    and `other_shares` (B,) float32 in [0, 1/2] is the fraction of the smaller part.
+    `labels` are -1 without labels. If views are mixed, `labels` belong to the larger part,
+    `other_labels` (B,) to the smaller part, and `other_shares` (B,) float32 in [0, 1/2] is the
+    fraction of the smaller part.
     """
 
     view: int
@@ -142,7 +143,7 @@ class Finisher:
     def __init__(self, source: AugmentedSplit, shape: tuple[int, int, int]) -> None:
         self.shape, self._source, self._augment = shape, source, source.config.augment
         self._device = source.device
-        self._labels = torch.from_numpy(source.split.labels).to(source.device)
+        self._labels = torch.from_numpy(source.split.label_values).to(source.device)
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -68,6 +68,9 @@ def test_pass_stores_logits_without_labels(
     assert cache.labels is None
     assert cache.class_names is None
     assert "train_agreement" not in cache.measured
+    assert "test_top1_error" not in cache.measured
+    (held_out,) = (cache.path / "evaluation").iterdir()
+    assert TeacherCache.open(held_out).read_view(0)["logits"].shape == (40 - cache.num_samples, 7)
     assert cli(call(config)) == 0
     assert "images/s on" not in capsys.readouterr().out  # nothing was computed again
 

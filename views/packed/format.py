@@ -397,7 +397,7 @@ class PackedFile:
     ) -> None:
         if set(arrays) != set(expected):
             raise self.damaged(f"header, splits.{split}: expected {', '.join(expected)}")
-        num_samples = arrays["crc32c"].shape[0]
+        num_samples = arrays[next(iter(expected))].shape[0]
         for name, place in arrays.items():
             dtype, num_dimensions = expected[name]
             rows = num_samples + 1 if name == "offsets" else num_samples

@@ -1,6 +1,6 @@
-"""What can be wrong with a cache. Each message says what, where, and the command that fixes it.
+"""The errors of a cache. Each message names the problem, the place, and the command that fixes it.
 
-The store knows a teacher by the name of its file. A program that knows the user's own words (a
+The store identifies a teacher by the name of its file. A program that has the user's own words (a
 path, overrides, another folder of caches) wraps its calls in `fixes_spelled_by`, so that the
 printed command repeats them.
 """
@@ -28,11 +28,11 @@ Spell = Callable[[list[str]], str]  # overrides to add, such as ["views.count=8"
 
 @dataclass(frozen=True)
 class PassCommand:
-    """A fix: the command that creates, finishes, grows or repairs a teacher's cache.
+    """A fix: the command that creates, completes, grows or repairs a teacher's cache.
 
-    teacher: name of its file. overrides: to add to the user's own. before: what to do first,
-    printed in front of the command, such as "make room, then: ". caches: the folder, or URL, that
-    holds the cache. full_check: a repair, for which the pass reads every byte of a large cache too.
+    teacher: name of its file. overrides: to add to the user's own. before: printed in front of the
+    command, such as "make room, then: ". caches: the folder or URL that contains the cache.
+    full_check: for a repair, for which the pass reads every byte of a large cache too.
     """
 
     teacher: str
@@ -53,10 +53,11 @@ class PassCommand:
 
 
 def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -> str:
-    """`make cache-teacher` for the teacher's file of that name. settings: such as FULL_CHECK="1".
+    """Return `make cache-teacher` for the teacher's file of that name. settings: such as
+    FULL_CHECK="1".
 
-    Outside the repository, which has the Makefile, the program itself. A name that a shell or make
-    would take for more than a name is never printed: somebody may have forged it.
+    Outside the repository, which has the Makefile, the program itself is returned. A name that a
+    shell or make would interpret is never printed, because it may be forged.
     """
     shown = teacher if is_teacher_name(teacher) else "NAME"
     if not in_repository():
@@ -70,17 +71,17 @@ def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -
 
 @dataclass(frozen=True)
 class RemoteFix(PassCommand):
-    """A fix of a damaged cache below `caches`, a URL: its pass; `also` names another one."""
+    """A fix of a damaged cache below `caches`, a URL: its pass; `also` names an alternative."""
 
     @property
     def also(self) -> str:
-        """The line about the command that puts the objects of a valid copy there."""
+        """Return the line about the command that puts the objects of a valid copy there."""
         copy = f"{program_text('store')} copy CACHE {shlex.quote(str(self.caches))}"
         return f"with a valid copy of it, CACHE, also: {copy}"
 
 
 def remote_fix(cache: Path, teacher: str) -> RemoteFix:
-    """What repairs the cache at a URL."""
+    """Return the fix of the cache at a URL."""
     return RemoteFix(teacher, caches=caches_folder(cache), full_check=True)
 
 
@@ -91,7 +92,7 @@ def caches_folder(cache: Path) -> Path:
 
 
 class CacheError(UserError):
-    """Base of everything the store raises on purpose."""
+    """Base of all errors that the store raises on purpose."""
 
     def __init__(self, problem: str, *, fix: str | PassCommand | None = None) -> None:
         super().__init__(problem, fix=None if fix is None else str(fix))
@@ -104,7 +105,7 @@ class CacheError(UserError):
 
 @contextmanager
 def fixes_spelled_by(spell: Spell) -> Iterator[None]:
-    """Errors raised inside name the user's own command where the fix is a pass of the teacher."""
+    """Let errors raised inside print the user's own command if the fix is a pass of the teacher."""
     try:
         yield
     except CacheError as error:
@@ -115,7 +116,7 @@ def fixes_spelled_by(spell: Spell) -> Iterator[None]:
 
 
 class CacheMissing(CacheError, FileNotFoundError):
-    """There is no cache at that path, or none for that teacher."""
+    """There is no cache at that path, or none of that teacher."""
 
 
 class CacheMismatch(CacheError, ValueError):
@@ -133,7 +134,7 @@ class CacheMismatch(CacheError, ValueError):
 
 
 class CacheAmbiguous(CacheMismatch):
-    """Several caches fit, because not all that is expected is known."""
+    """Several caches match, because the expected identity is only partly known."""
 
 
 class CacheIncomplete(CacheError, LookupError):
@@ -149,7 +150,7 @@ class CacheBusy(CacheError, Busy):
 
 
 class CacheFull(CacheError, OSError):
-    """The disk has too little room for what is still to be written."""
+    """The disk has too little room for the remaining work."""
 
 
 class CacheNotWritable(CacheError, PermissionError):
@@ -157,11 +158,11 @@ class CacheNotWritable(CacheError, PermissionError):
 
 
 class BadTeacherOutput(CacheError, ArithmeticError):
-    """The teacher gave a number that the tap's dtype cannot represent."""
+    """The teacher returned a number that the tap's dtype cannot represent."""
 
 
 class SamplesChanged(CacheMismatch):
-    """Samples differ from those that other views were computed from; `samples` are their ids."""
+    """Samples differ from those of other views; `samples` are their ids."""
 
     def __init__(self, cache: Path, samples: Iterable[int]) -> None:
         self.samples = [int(sample) for sample in samples]
@@ -173,11 +174,11 @@ class SamplesChanged(CacheMismatch):
 
 
 class UnknownTap(CacheError, KeyError):
-    """The cache holds no such tap."""
+    """The cache has no such tap."""
 
 
 class UnknownView(CacheError, IndexError):
-    """The cache holds no such view or sample."""
+    """The cache has no such view or sample."""
 
 
 _NAMED_FAULTS = 5
@@ -185,7 +186,7 @@ _NAMED_FAULTS = 5
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong. tap, view and block are None where it concerns all of them."""
+    """A single problem. tap, view and block are None if it concerns all of them."""
 
     what: str
     file: Path
@@ -203,7 +204,7 @@ class Fault:
 
 
 def damage_error(fix: str | PassCommand, faults: Sequence[Fault]) -> CacheDamaged:
-    """The error that names the first few of these faults; fix: what repairs the cache."""
+    """Return the error that names the first few of these faults; fix: repairs the cache."""
     lines = [f"  {fault}" for fault in faults[:_NAMED_FAULTS]]
     if len(faults) > _NAMED_FAULTS:
         lines.append(f"  and {len(faults) - _NAMED_FAULTS} more")
@@ -212,7 +213,7 @@ def damage_error(fix: str | PassCommand, faults: Sequence[Fault]) -> CacheDamage
 
 @contextmanager
 def damage_as_error(teacher: str) -> Iterator[None]:
-    """Raise CacheDamaged where a file of the cache is not a regular one, or cannot be read."""
+    """Raise CacheDamaged if a file of the cache is not a regular one, or cannot be read."""
     try:
         yield
     except BadFile as error:
@@ -225,7 +226,7 @@ NO_PERMISSION = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def is_full(error: OSError) -> bool:
-    """Return True if the error says that the disk, or the user's share of it, is full."""
+    """Return True if the error means that the disk, or the user's quota, is full."""
     return error.errno in NO_ROOM
 
 
@@ -239,10 +240,10 @@ def full_error(cache: Path, teacher: str, needed_bytes: int, free_bytes: int) ->
 
 @contextmanager
 def refusals_of(path: Path) -> Iterator[None]:
-    """Raise CacheNotWritable where the system does not permit to write to `path`.
+    """Raise CacheNotWritable if the system does not permit writing to `path`.
 
-    CacheDamaged where links, or files of another kind, are in the way: nothing is written through
-    them.
+    Raises CacheDamaged if links, or files of another kind, are in the way: nothing is written
+    through them.
     """
     try:
         yield
@@ -261,7 +262,9 @@ def refusals_of(path: Path) -> Iterator[None]:
 
 
 def require_room(folder: Path, needed_bytes: int, *, where: Path, fix: str) -> None:
-    """Raise CacheFull unless the disk of `folder` has room. where: what the message names."""
+    """Raise CacheFull unless the disk of `folder` has room. where: the place that the message
+    names.
+    """
     if needed_bytes > (free := shutil.disk_usage(folder).free):
         raise CacheFull(
             f"the disk of {where} is too full: {format_size(needed_bytes)} are needed, "
@@ -283,7 +286,7 @@ def full_disk_as_error(where: Path, fix: str | PassCommand, purpose: str = "") -
 
 @contextmanager
 def refusing_full(cache: Path, teacher: str, needed_bytes: Callable[[], int]) -> Iterator[None]:
-    """Raise the errors of `refusals_of`, and CacheFull if the disk has no room for the remaining
+    """Raise the errors of `refusals_of`, and CacheFull if the disk lacks room for the remaining
     bytes.
     """
     try:

@@ -1,7 +1,7 @@
-"""How far reduced records are from full ones: the certificate in a cache's manifest.
+"""The certificate in a cache's manifest: how much reduced records differ from full ones.
 
-A pass compares the teacher's outputs with what it stored of them, a conversion the old cache's
-records with the new ones'; losses are compared by `python -m train.certify`.
+A pass compares the teacher's outputs with the stored ones. A conversion compares the old cache's
+records with the new ones. `python -m train.certify` compares losses.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def is_reduced(spec: TapSpec) -> bool:
 
 
 def certified_blocks(blocks: Iterable[Block]) -> list[Block]:
-    """Some of these blocks, the same ones each time, in order; of each as many of its first rows.
+    """Return a fixed selection of these blocks, in order, each with the same number of first rows.
 
-    Many images lie in the order of their classes: those that come first would stand for few of
-    them. All records, where there are no more than MOST_RECORDS.
+    Many datasets are sorted by class, so the first samples would cover few classes. With at most
+    MOST_RECORDS records, all are returned.
     """
     every = list(blocks)
     num_blocks = min(len(every), max(_PARTS, math.ceil(MOST_RECORDS / every[0].rows)))
@@ -54,12 +54,12 @@ def certified_blocks(blocks: Iterable[Block]) -> list[Block]:
 
 
 def certificate_in(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """The certificate's figures, in its order; {} where there is none."""
+    """Return the certificate's metrics in their order; {} if there are none."""
     return {key: measured[key] for key in RANGES if key in measured}
 
 
 class Comparison:
-    """Sums up, batch by batch, how stored records differ from full ones."""
+    """Accumulates, batch by batch, the difference between stored and full records."""
 
     def __init__(self) -> None:
         self._records = 0
@@ -68,7 +68,7 @@ class Comparison:
         self._num_means, self._sum, self._largest = 0, 0.0, 0.0
 
     def add(self, full: Records, stored: Records) -> None:
-        """The same R records in both forms. Taps: "logits" (R, K), "stageN" (R, C), or some."""
+        """Add R records in both forms. Taps: "logits" (R, K), "stageN" (R, C), or some of them."""
         for tap, values in stored.items():
             if tap == "logits":
                 self._has_logits = True
@@ -82,7 +82,7 @@ class Comparison:
         self._records += len(next(iter(stored.values())))
 
     def figures(self) -> dict[str, float]:
-        """KL divergences are means over the records, in nats."""
+        """Return the metrics. KL divergences are means over the records, in nats."""
         found: dict[str, float] = {RECORDS: self._records}
         if self._has_logits:  # rounding may leave a zero slightly below zero
             for temperature, total in self._kl.items():
@@ -94,7 +94,7 @@ class Comparison:
 
 
 def certificate_text(measured: Mapping[str, Any]) -> str:
-    """The certificate in one line; empty where there is none."""
+    """Format the certificate as a line; "" if it is empty."""
     found, parts = certificate_in(measured), []
     if "kl_t1" in found and "kl_t4" in found:
         parts.append(
@@ -119,7 +119,7 @@ def certificate_text(measured: Mapping[str, Any]) -> str:
 
 
 def _kl(full: NDArray[Any], stored: NDArray[Any], temperature: float) -> NDArray[np.float64]:
-    """(R,) KL(softmax(full / T) || softmax(stored / T)), in nats."""
+    """Return KL(softmax(full / T) || softmax(stored / T)) of each record: (R,), in nats."""
     ours, theirs = (_log_softmax(each.astype(np.float64) / temperature) for each in (full, stored))
     return np.asarray((np.exp(ours) * (ours - theirs)).sum(axis=1))
 

@@ -1,4 +1,4 @@
-"""What a cache is to hold, and the files that describe it: for a new cache, or one that grows."""
+"""The content of a cache that is new or grows, and the files that describe it."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ from teach_once.store.identity import Difference, Identity, differences
 
 @dataclass(frozen=True)
 class CacheContent:
-    """What a cache is to hold.
+    """The planned content of a cache.
 
-    labels: (N,) int64; None, as `class_names`, for samples without classes. preview: (n, H, W, C)
-    uint8, the first n views of sample 0, for looking at a cache without its dataset.
+    labels: (N,) int64; None, like `class_names`, for samples without classes. preview: (n, H, W, C)
+    uint8, the first n views of sample 0, to look at a cache without its dataset.
     """
 
     teacher: str
@@ -75,7 +75,7 @@ class CacheContent:
 
     @property
     def whole(self) -> dict[str, NDArray[Any]]:
-        """The arrays that are stored in one piece."""
+        """Return the arrays that are stored in one piece."""
         preview = {PREVIEW: np.ascontiguousarray(self.preview)}
         if self.labels is None:
             return preview
@@ -83,7 +83,7 @@ class CacheContent:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the logits are of; 0 without classes and logits."""
+        """Return the number of classes of the logits; 0 without classes and logits."""
         if self.class_names is not None:
             return len(self.class_names)
         return self.taps["logits"].shape[0] if "logits" in self.taps else 0
@@ -92,10 +92,10 @@ class CacheContent:
 def manifest_for(
     path: Path, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
-    """The cache's manifest, existing (and grown if needed) or new; and whether it was salvaged.
+    """Return the cache's manifest (existing, grown or new), and True if it was salvaged.
 
-    Salvaged: the old manifest could not be read, or an interrupted import has not written one, so
-    that every byte of the cache must be checked.
+    It is salvaged if the old manifest cannot be read, or if an interrupted import has not written
+    one. Every byte of the cache must then be checked.
     """
     try:
         manifest = read_manifest(path)
@@ -112,7 +112,7 @@ def manifest_for(
 
 
 def grown_manifest(manifest: Manifest, content: CacheContent) -> Manifest | None:
-    """The manifest with the views and taps of `content` beside its own; None if it has them."""
+    """Return the manifest with further views and taps of `content`; None if it has them all."""
     taps = {**manifest.taps, **content.taps}
     num_views = max(manifest.num_views, content.num_views)
     if (taps, num_views) == (manifest.taps, manifest.num_views):
@@ -123,17 +123,16 @@ def grown_manifest(manifest: Manifest, content: CacheContent) -> Manifest | None
 
 
 def beyond(manifest: Manifest) -> Callable[[ChunkKey], bool]:
-    """Return True if a chunk lies outside what this manifest plans: leftovers of an interrupted
-    trim.
+    """Return True if a chunk is outside the manifest's plan, left over from an interrupted trim.
 
-    If the cache grows again, such a chunk must not pass for one of the new tap.
+    If the cache grows again, such a chunk must not be mistaken for one of the new tap.
     """
     arrays = manifest.arrays
     return lambda key: key[0] not in arrays or key[1] >= manifest.num_views
 
 
 def draft_manifest(content: CacheContent, block_rows: int | None = None) -> Manifest:
-    """The manifest of a new cache, without the checksums of the zarr metadata."""
+    """Return the manifest of a new cache, without the checksums of the zarr metadata."""
     return Manifest(
         teacher=content.teacher,
         identity=content.identity,
@@ -159,9 +158,10 @@ def _written_anew(path: Path, content: CacheContent, block_rows: int | None) -> 
 
 
 def replace_metadata(path: Path, manifest: Manifest) -> Manifest:
-    """Replace a cache's manifest and zarr.json files; the cache is sound at every moment.
+    """Replace a cache's manifest and zarr.json files; the cache is valid at every moment.
 
-    Each new zarr.json is written beside the old one; then the manifest; then each is renamed.
+    Each new zarr.json is written next to the old one, then the manifest is replaced, then each
+    zarr.json is renamed.
     """
     metadata = zarr_metadata(manifest)
     manifest = metadata_checksums(manifest, metadata)
@@ -174,7 +174,7 @@ def replace_metadata(path: Path, manifest: Manifest) -> Manifest:
 
 
 def settle_metadata(path: Path, manifest: Manifest) -> None:
-    """Finish the renames of an interrupted `replace_metadata`; remove files of no manifest."""
+    """Finish the renames of an interrupted `replace_metadata`; remove files without a manifest."""
     for name, checksum in manifest.zarr_crc32c.items():
         successor = next_path(Path(ZARR_GROUP, name))
         there = file_checksum(path, str(successor))
@@ -185,10 +185,10 @@ def settle_metadata(path: Path, manifest: Manifest) -> None:
 
 
 def lay_out(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
-    """Write zarr metadata, labels and preview where they are missing or damaged.
+    """Write zarr metadata, labels and preview if they are missing or damaged.
 
-    The caller holds the lock: temporary files are those of a writer that died. Returns the
-    manifest, which changes where another version of zarr spells the metadata otherwise.
+    The caller holds the lock, so temporary files belong to a writer that died. Returns the
+    manifest, which changes if another version of zarr writes the metadata differently.
     """
     folders = [f"{ZARR_GROUP}/{name}" for name in manifest.array_names]
     for folder in folders:
@@ -210,7 +210,7 @@ def lay_out(path: Path, manifest: Manifest, content: CacheContent) -> Manifest:
 
 
 def remove_temporary_files(path: Path, manifest: Manifest) -> None:
-    """Remove what killed writers, copies and imports left in any folder of the cache.
+    """Remove leftovers of killed writers, copies and imports from all folders of the cache.
 
     The caller holds the lock, and no other process of its job runs.
     """
@@ -221,7 +221,7 @@ def remove_temporary_files(path: Path, manifest: Manifest) -> None:
 
 
 def holds(cache: Root, name: str, expected: NDArray[np.uint8]) -> bool:
-    """Return True if a file of the cache is exactly these bytes. Raises BadFile."""
+    """Return True if a file of the cache contains exactly these bytes. Raises BadFile."""
     try:
         with open_inside(cache, name) as file:
             is_as_long = os.fstat(file.fileno()).st_size == expected.size
@@ -231,18 +231,18 @@ def holds(cache: Root, name: str, expected: NDArray[np.uint8]) -> bool:
 
 
 def write_unless_there(cache: Path, name: str, content: bytes) -> None:
-    """Write a file of the cache, unless it is exactly these bytes."""
+    """Write a file of the cache, unless it contains exactly these bytes."""
     if not holds_bytes(cache, name, content):
         write_inside(cache, name, content)
 
 
 def holds_bytes(cache: Root, name: str, expected: bytes) -> bool:
-    """Return True if a file of the cache has exactly these bytes; `holds` for bytes."""
+    """Return True if a file of the cache contains exactly these bytes; `holds` for bytes."""
     return holds(cache, name, np.frombuffer(expected, np.uint8))
 
 
 def metadata_checksums(manifest: Manifest, metadata: Mapping[str, bytes]) -> Manifest:
-    """The manifest with the checksums of these zarr.json files."""
+    """Return the manifest with the checksums of these zarr.json files."""
     checksums = {name: crc_hex(bytes_crc32c(data)) for name, data in metadata.items()}
     return dataclasses.replace(manifest, zarr_crc32c=checksums)
 
@@ -253,10 +253,10 @@ def with_salvaged(
     names: Collection[str],
     read: Callable[[str], bytes | None],
 ) -> tuple[CacheContent, int | None]:
-    """The content with further views and taps of a cache without a manifest; its block size.
+    """Return the content with further views and taps of a cache without a manifest, and its block
+    size.
 
-    names: of the arrays that are there. read: see `store.format.salvage.salvage`, whose errors it
-    raises.
+    names: of the existing arrays. read: see `store.format.salvage.salvage`, whose errors it raises.
     """
     if not names:
         return content, None
@@ -270,7 +270,7 @@ def with_salvaged(
 
 
 def _array_names(cache: Path) -> list[str]:
-    """The names in the group of a cache folder."""
+    """Return the names in the group of a cache folder."""
     try:
         return listed_inside(cache, ZARR_GROUP)
     except FileNotFoundError:
@@ -299,7 +299,7 @@ def refuse_another(path: Path, manifest: Manifest, content: CacheContent) -> Non
 def whole_differences(
     whole: Mapping[str, NDArray[Any]], manifest: Manifest
 ) -> Iterator[Difference]:
-    """Yield the arrays that are not the cache's own, by checksum, and labels that are not given."""
+    """Yield the arrays that differ from the cache's, by checksum, and labels that are missing."""
     for name, values in whole.items():
         expected, found = crc_hex(crc32c(values)), manifest.whole_crc32c.get(name)
         if expected != found:

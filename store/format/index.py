@@ -61,7 +61,7 @@ class _Document(BaseModel):
     files: Annotated[dict[str, IndexedFile], Field(max_length=_MOST_FILES)]
 
 
-Index = Mapping[str, IndexedFile]  # path below the cache -> what is there, in the order of paths
+Index = Mapping[str, IndexedFile]  # path below the cache -> size and sha256, in the order of paths
 
 
 def index_text(manifest: Manifest, files: Index) -> bytes:

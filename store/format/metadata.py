@@ -1,9 +1,9 @@
 """The zarr.json files of a cache: written by zarr itself, and compared field by field when read.
 
-Their checksums in the manifest find damage. The comparison finds metadata that are whole and say
-something else than the manifest: another shape, dtype, byte order, codec or chunk key, so that
-other readers of the same cache would get other numbers. Spelling does not matter, because other
-versions of zarr write the same fields otherwise.
+Their checksums in the manifest find damage. The comparison finds intact metadata that contradict
+the manifest (another shape, dtype, byte order, codec or chunk key), which would make other readers
+of the cache get other numbers. Spelling does not matter, because other versions of zarr write the
+same fields differently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NAN = {"NaN", "0x7e00", "0x7fc00000"}  # as zarr's spec spells it for float16 a
 
 @dataclass(frozen=True)
 class ZarrArray:
-    """What zarr.json says of one array."""
+    """The description of an array in zarr.json."""
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
@@ -40,7 +40,7 @@ class ZarrArray:
 
 
 def zarr_arrays(manifest: Manifest) -> dict[str, ZarrArray]:
-    """Name -> how the array is described, for all arrays of the group."""
+    """Return {name: description} of all arrays of the group."""
     m = manifest
     arrays = {name: _in_blocks(m, spec) for name, spec in m.arrays.items()}
     for name, (shape, dtype) in m.whole.items():
@@ -64,7 +64,7 @@ def _in_blocks(manifest: Manifest, spec: ArraySpec) -> ZarrArray:
 
 
 def zarr_metadata(manifest: Manifest) -> dict[str, bytes]:
-    """Path below the group -> the bytes of its zarr.json, as zarr itself writes them."""
+    """Return {path below the group: bytes of its zarr.json}, as zarr itself writes them."""
     import zarr
     from zarr.codecs import BytesCodec, Crc32cCodec
     from zarr.storage import MemoryStore
@@ -96,10 +96,10 @@ Reader = Callable[[str], "bytes | None"]  # the bytes of a file of the cache; No
 
 
 def metadata_faults(cache: Path, manifest: Manifest, read: Reader | None = None) -> list[Fault]:
-    """zarr.json files that are missing or damaged, or say something else than the manifest.
+    """Return the zarr.json files that are missing, damaged, or contradict the manifest.
 
-    A file that is not yet replaced is sound if its successor beside it is. read: of a cache that is
-    no folder.
+    A file that has not been replaced yet is valid if its successor next to it is. read: reads a
+    file of a cache that is not a folder.
     """
     read = read or partial(_read, cache)
     arrays = zarr_arrays(manifest)
@@ -145,12 +145,12 @@ def _read(cache: Path, name: str) -> bytes | None:
 
 
 def file_checksum(cache: Path, name: str) -> str | None:
-    """The crc32c of a zarr.json's bytes; None if there is no such file. Raises BadFile."""
+    """Return the crc32c of a zarr.json's bytes; None if there is no such file. Raises BadFile."""
     return checksum_of(_read(cache, name))
 
 
 def checksum_of(content: bytes | None) -> str | None:
-    """The crc32c of these bytes; None for None."""
+    """Return the crc32c of these bytes; None for None."""
     if content is None:
         return None
     return crc_hex(bytes_crc32c(content))
@@ -182,7 +182,7 @@ def _expected_group() -> dict[str, list[Any]]:
 
 
 def _expected_array(array: ZarrArray) -> dict[str, list[Any]]:
-    """Key -> every value that means the same, normalized; the usual one first."""
+    """Return {key: all values that mean the same, normalized, the usual one first}."""
     fill = [array.fill_value] if isinstance(array.fill_value, int) else ["NaN", *sorted(_NAN)]
     named = [None] if array.dimension_names is None else [list(array.dimension_names), None]
     return {
@@ -211,7 +211,7 @@ def _named(name: str, **configuration: Any) -> dict[str, Any]:
 
 
 def _normal(value: Any) -> Any:
-    """A value in one spelling: an extension without configuration is its name."""
+    """Return a value in one spelling: an extension without configuration becomes its name."""
     if isinstance(value, list):
         return [_normal(item) for item in value]
     if isinstance(value, dict):
@@ -223,7 +223,7 @@ def _normal(value: Any) -> Any:
 
 
 class _Exactly:
-    """A value that equals no number, though True == 1 and 3.0 == 3."""
+    """A value that equals no other type's number, although True == 1 and 3.0 == 3."""
 
     def __init__(self, value: object) -> None:
         self.value = value

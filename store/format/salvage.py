@@ -1,9 +1,10 @@
-"""What a cache holds whose manifest cannot be read, from its zarr.json files.
+"""Recover the content of a cache whose manifest cannot be read, from its zarr.json files.
 
-A new manifest must plan all that is there: one made from a config with fewer views or taps would
-give up the others. A zarr.json has no checksum without the manifest, so views and block size are
-those that most of the files state. Only the manifest names the stage of a hint. It follows from the
-hint's channels if one stage alone has as many; else there is an error.
+A new manifest must plan everything that exists: one made from a config with fewer views or taps
+would give up the others. Without the manifest a zarr.json has no checksum, so the number of views
+and the block size are those that most files state. Only the manifest names the stage of a hint. It
+follows from the hint's number of channels if exactly one stage has as many; otherwise it is an
+error.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ _FLOATS = ("float16", "float32")
 
 @dataclass(frozen=True)
 class Salvaged:
-    """num_views, block_rows: None if no file states it. taps: those whose form is known."""
+    """The recovered content. num_views, block_rows: None if no file states it. taps: those whose
+    form is known.
+    """
 
     num_views: int | None
     block_rows: int | None
@@ -57,10 +60,10 @@ def salvage(
     num_samples: int,
     num_classes: int,
 ) -> Salvaged:
-    """What the arrays called `names` of the group are.
+    """Return the form of the arrays `names` of the group.
 
-    read: the bytes of a file of the cache; None if it is missing. stages: the taps that a pass asks
-    for. Raises CacheMismatch if the stage of a hint cannot be known.
+    read: returns the bytes of a file of the cache; None if it is missing. stages: the requested
+    taps. Raises CacheMismatch if the stage of a hint cannot be determined.
     """
     wanted = set(names) - {LABELS, PREVIEW}
     arrays = {n: array for n in sorted(wanted) if (array := _array(cache, n, read)) is not None}
@@ -85,7 +88,7 @@ def _most_common(values: Any) -> int | None:
 
 
 def _array(cache: Path, name: str, read: Callable[[str], bytes | None]) -> _Array | None:
-    """What the zarr.json of an array says, or the one that was to take its place."""
+    """Return the content of an array's zarr.json, or of its successor."""
     file = Path(ZARR_GROUP, name, "zarr.json")
     for each in (file, next_path(file)):
         try:
@@ -99,7 +102,7 @@ def _array(cache: Path, name: str, read: Callable[[str], bytes | None]) -> _Arra
 
 
 def _parsed(found: Any) -> _Array:
-    """Raises KeyError, TypeError or ValueError where it is not such a document."""
+    """Parse the document. Raises KeyError, TypeError or ValueError if it has another form."""
     shape, dtype = found["shape"], found["data_type"]
     chunks = found["chunk_grid"]["configuration"]["chunk_shape"]
     sizes = [*shape, *chunks]
@@ -113,7 +116,7 @@ def _parsed(found: Any) -> _Array:
 def _tap(
     tap: str, arrays: Mapping[str, _Array], num_samples: int, num_classes: int
 ) -> TapSpec | None:
-    """The form of a tap; None if its arrays do not fit together."""
+    """Return the form of a tap; None if its arrays do not fit together."""
     values, scale = arrays.get(tap), arrays.get(f"{tap}.scale")
     if values is None or values.shape[1] != num_samples:
         return None

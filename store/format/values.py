@@ -1,7 +1,7 @@
-"""Which values a cache may hold: finite floats, `correct` 0 or 1, labels of the classes.
+"""The valid values of a cache: finite floats, `correct` 0 or 1, labels of the classes.
 
-Checksums prove that a block is what was written, not that a teacher could have computed it. One NaN
-makes a student's loss NaN many steps later; here its block is named instead.
+Checksums prove that a block has the bytes that were written, not that a teacher could have computed
+them. One NaN makes a student's loss NaN many steps later; here its block is named instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from teach_once.store.format.spec import CLASS, Block
 
 Check = Callable[[NDArray[np.uint8]], str | None]  # what is wrong with a piece of values
 Seen = dict[str, NDArray[np.bool_]]  # array -> (views, blocks)
-# Reads a block (into an array, if given; so many bytes of values; checked): what is wrong with it.
+# Reads a block (into an array if given; `num_bytes` of values; checked) and returns its fault.
 Read = Callable[[NDArray[Any] | None, int, Check | None], str | None]
 
 # A float is not finite if its exponent's bits are all ones. Read as an integer such a number is
@@ -28,7 +28,9 @@ _UNSIGNED = {"float16": ("<u2", 0xFC00), "float32": ("<u4", 0xFF800000)}
 
 
 def value_fault(array: str, dtype: str, num_classes: int, values: NDArray[np.uint8]) -> str | None:
-    """What is wrong with values of an array, given as bytes: whole numbers of it, any rows."""
+    """Return the problem of an array's values, given as bytes of whole numbers; "" if there is
+    none.
+    """
     if values.size == 0:
         return None
     if array.endswith(CLASS) and (largest := int(values.view("<u2").max())) >= num_classes:
@@ -49,7 +51,7 @@ def is_finite(values: NDArray[np.uint8], dtype: str) -> bool:
 
 
 def scale_fault(scale: str, values: NDArray[np.float32]) -> str | None:
-    """What is wrong with the lows and steps of codes. scale: "row" or "block"."""
+    """Return the problem of the lows and steps of codes. scale: "row" or "block"."""
     low, step = (values[:, 0], values[:, 1]) if scale == "row" else (values[0, 0], values[0, 1])
     with np.errstate(all="ignore"):
         highest = low + np.float32(255) * step
@@ -59,7 +61,7 @@ def scale_fault(scale: str, values: NDArray[np.float32]) -> str | None:
 
 
 def label_fault(labels: NDArray[Any], num_classes: int) -> str | None:
-    """What is wrong with the labels."""
+    """Return the problem of the labels."""
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest >= 0 and highest < num_classes:
         return None
@@ -75,10 +77,10 @@ def checked_read(
     seen: Seen,
     read: Read,
 ) -> str | None:
-    """What is wrong with a block, into `out` if given, or with its values.
+    """Read a block, into `out` if given, and return its fault or that of its values.
 
-    seen: the blocks whose values were looked at; that is done once, since a checksum stands for
-    them afterwards.
+    seen: the blocks whose values were checked. They are checked once, since checksums cover them
+    afterwards.
     """
     spec, scale = manifest.arrays[array], manifest.scale_of(array)
     position, rows = (block.view, block.index), manifest.rows_in(spec, block)

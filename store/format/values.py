@@ -28,8 +28,9 @@ _UNSIGNED = {"float16": ("<u2", 0xFC00), "float32": ("<u4", 0xFF800000)}
 
 
 def value_fault(array: str, dtype: str, num_classes: int, values: NDArray[np.uint8]) -> str | None:
-    """Return the problem of an array's values, given as bytes of whole numbers; "" if there is
-    none.
+    """Return the problem of an array's values, None if they are valid.
+
+    values: bytes of any number of whole values.
     """
     if values.size == 0:
         return None

@@ -1,1 +1,1 @@
-"""Finds caches and describes them, without teacher, dataset or torch."""
+"""Find caches and describe them, without teacher, dataset or torch."""

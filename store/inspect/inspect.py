@@ -1,4 +1,4 @@
-"""What can be said about a cache without the dataset, the teacher or torch."""
+"""The properties of a cache that need neither dataset, teacher nor torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from teach_once.store.read.source import Source, open_source
 
 @dataclass(frozen=True)
 class Overview:
-    """One cache of a list. problem: why it cannot be opened, if so."""
+    """One cache of a list. problem: why it cannot be opened; "" if it can."""
 
     path: Path
     source: Source | None
@@ -32,12 +32,12 @@ class Overview:
 
     @property
     def done(self) -> float:
-        """Fraction of the planned chunks that are committed."""
+        """The fraction of the planned chunks that is committed."""
         return 0.0 if self.source is None else self.source.coverage.fraction
 
 
 def overviews(folder: Path) -> Iterator[Overview]:
-    """Every cache directly below `folder`, by name: folders with a manifest, exported files.
+    """List every cache directly below `folder`, by name: folders with a manifest, exported files.
 
     Below a URL, every prefix with a manifest.
     """
@@ -54,7 +54,7 @@ def overviews(folder: Path) -> Iterator[Overview]:
 
 
 def details(path: Path) -> dict[str, Any]:
-    """Everything the manifest says, and how much is complete, as plain JSON values.
+    """Return the manifest's content and the completeness as plain JSON values.
 
     Raises CacheError.
     """
@@ -95,9 +95,9 @@ def details(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MissingRecords:
-    """How many records lack something; how many views, and which taps, are to be added.
+    """The number of incomplete records, and the number of views and the taps that will be added.
 
-    new_taps: those that planned views lack; none where all taps lack the same blocks.
+    new_taps: planned taps that views lack; empty if all taps lack the same blocks.
     """
 
     records: int
@@ -106,13 +106,13 @@ class MissingRecords:
 
     @property
     def growth(self) -> str:
-        """The new views and taps in words; empty where only planned blocks are missing."""
+        """The new views and taps in words; "" if only planned blocks are missing."""
         views = counted(self.new_views, "view") if self.new_views else ""
         return " and ".join(filter(None, [views, ", ".join(self.new_taps)]))
 
 
 def missing_records(source: Source, num_views: int, taps: Collection[str]) -> MissingRecords:
-    """What a pass for the first `num_views` views of these taps would have to compute."""
+    """Return what a pass for the first `num_views` views of these taps must compute."""
     m, coverage = source.manifest, source.coverage
     old_views, asked = min(num_views, m.num_views), {*taps, SAMPLE_DIGEST}
     absent = asked - m.stored.keys()  # of taps that are not planned, all is missing
@@ -127,7 +127,7 @@ def missing_records(source: Source, num_views: int, taps: Collection[str]) -> Mi
 
 
 def describe_missing(source: Source, num: int) -> list[Fault]:
-    """The first `num` of what is planned and not committed."""
+    """Describe the first `num` planned chunks that are not committed."""
     return [
         Fault("not committed", source.path, array, view, block)
         for array, view, block in source.coverage.first_missing(num)
@@ -135,7 +135,7 @@ def describe_missing(source: Source, num: int) -> list[Fault]:
 
 
 def agreement(cache: TeacherCache, num_views: int) -> float:
-    """The fraction of the first `num_views` cached views on which the teacher is right."""
+    """Return the fraction of the first `num_views` cached views on which the teacher is right."""
 
     def num_right(view: int) -> int:
         return int(cache.read_view(view, ["correct"])["correct"].sum())
@@ -150,7 +150,7 @@ _MOST_SETTINGS = 8  # of a line
 
 
 def list_text(caches: Iterable[Overview]) -> str:
-    """A table with a line per cache, which ends with what tells it from the other caches."""
+    """Format a table with a line per cache, ending with the settings that distinguish it."""
     caches = list(caches)
     alike: dict[tuple[str, str], dict[Path, Mapping[str, Any]]] = {}  # in these two columns
     for cache in caches:
@@ -182,7 +182,7 @@ def _row(cache: Overview, settings: Sequence[str]) -> list[str]:
 
 
 def _not_in_columns(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity without what the list has columns of."""
+    """Return an identity without the fields that have columns of their own."""
     shown = {"teacher": "arch", "dataset": "type"}
     return {
         key: {name: each for name, each in value.items() if name != shown.get(key)}
@@ -198,7 +198,7 @@ def _shortened(settings: Sequence[str]) -> list[str]:
 
 
 def info_text(info: Mapping[str, Any]) -> str:
-    """The lines of `python -m store info`. info: from `store.inspect.inspect.details`."""
+    """Format the lines of `python -m store info`. info: from `store.inspect.inspect.details`."""
     lines = [
         one_line(info["path"]),
         f"identity   {info['identity_sha256']}",

@@ -22,7 +22,7 @@ _BLUE, _GREEN = "#1b4f8f", "#2a7f3f"
 
 
 def picture(cache: TeacherCache) -> bytes:
-    """PNG bytes. Reads view 0, and of the other views sample 0."""
+    """Draw the picture; returns PNG bytes. Reads view 0, and of the other views sample 0."""
     records = cache.read_view(0)
     figure = Figure(figsize=(11, 8.5), dpi=110, layout="constrained")
     figure.suptitle(_title(cache), fontsize=11)

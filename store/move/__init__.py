@@ -1,1 +1,1 @@
-"""Copies, converts, exports and trims finished caches."""
+"""Copy, convert, export and trim finished caches."""

@@ -1,7 +1,7 @@
-"""Makes a smaller cache from a full one, without the teacher: fewer logits, coarser means.
+"""Make a smaller cache from a full one, without the teacher: fewer logits, coarser means.
 
-The new cache's identity says what it was converted from, because its records are not to the byte
-those that a pass would write: values went through the old cache's rounding first.
+The new cache's identity contains its origin, because its records are not to the byte those that a
+pass would write: values went through the old cache's rounding first.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ def convert_cache(
 ) -> TeacherCache:
     """Write the complete cache at `path` to the folder `dest`, with other types; returns it opened.
 
-    logits: "float16", "uint8" or "top:32"; means: "float16" or "uint8"; None: as they are. Resumes
-    what an interrupted conversion left. on_block: called with the rows of each block that is
-    written. Raises CacheError.
+    logits: "float16", "uint8" or "top:32"; means: "float16" or "uint8"; None: unchanged. Resumes an
+    interrupted conversion. on_block: called with the rows of each written block. Raises CacheError.
     """
     old = TeacherCache.open(path)
     old.spell = partial(_pass_of, old)
@@ -60,18 +59,18 @@ def convert_cache(
 
 
 def _pass_of(old: TeacherCache, overrides: Sequence[str]) -> str:
-    """What repairs the cache that is converted."""
+    """Return the command that repairs the cache that is converted."""
     fix = old.source.fix
     return fix if isinstance(fix, str) else str(dataclasses.replace(fix, full_check=False))
 
 
 def _run_again(overrides: list[str]) -> str:
-    """What resumes a conversion: no pass of the teacher writes this cache."""
+    """Return the command that resumes a conversion: no pass of the teacher writes this cache."""
     return "run the same command again"
 
 
 def converted_taps(old: TeacherCache, logits: str | None, means: str | None) -> dict[str, TapSpec]:
-    """The taps of the new cache. Raises CacheError where the old one lacks what they would take."""
+    """Return the taps of the new cache. Raises CacheError if the old one lacks their source."""
     return {
         name: _logits_as(spec, logits)
         if name == "logits" and logits
@@ -103,7 +102,7 @@ def _coarser(name: str, spec: TapSpec, asked: str, scale: str) -> TapSpec:
 
 
 def converted_identity(old: Identity, taps: Mapping[str, TapSpec]) -> Identity:
-    """The identity of a cache with these taps, made from one with the identity `old`."""
+    """Return the identity of a cache with these taps, made from one with the identity `old`."""
     types = dict(old["taps"])
     for name, spec in taps.items():
         kind = {"logits": "logits", "stage": "channel_means"}.get(kind_of(name))
@@ -130,7 +129,7 @@ def _content(old: TeacherCache, taps: Mapping[str, TapSpec]) -> CacheContent:
 
 
 def _certificate(old: TeacherCache, new: TeacherCache) -> dict[str, float]:
-    """How much the conversion lost, on some of the records."""
+    """Measure the loss of the conversion on some of the records."""
     taps = [tap for tap in new.taps if new.taps[tap] != old.taps[tap]]
     comparison = Comparison()
     for block in certified_blocks(old.manifest.blocks()):

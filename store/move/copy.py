@@ -1,4 +1,4 @@
-"""Copies a cache from where it lies to where it is asked for: a folder, or an object store."""
+"""Copy a cache from one place to another: a folder, or an object store."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ _LARGER = 4  # times as large as ours may be a chunk that is looked at before it
 
 @dataclass
 class Copied:
-    """How many chunks were copied, and how many were there and sound."""
+    """The number of copied chunks, and of valid chunks that existed."""
 
     copied: int = 0
     kept: int = 0
@@ -88,7 +88,7 @@ class Copied:
 
 @dataclass(frozen=True)
 class _CopyOut:
-    """One copy on its way. listed: what was there at the beginning."""
+    """A running copy to a bucket. listed: the objects at the beginning."""
 
     opened: TeacherCache
     objects: Bucket
@@ -97,7 +97,7 @@ class _CopyOut:
     committed: dict[ChunkKey, str] = field(default_factory=dict)
 
     def chunk(self, item: tuple[str, Block]) -> bool:
-        """Copy one chunk; False where it was there."""
+        """Copy one chunk; False if it existed."""
         array, block = item
         manifest = self.opened.manifest
         spec = manifest.arrays[array]
@@ -110,9 +110,9 @@ class _CopyOut:
         return is_new
 
     def put(self, key: str, data: bytes) -> bool:
-        """Put a chunk; False where it was there.
+        """Put a chunk; False if it existed.
 
-        One that is damaged is replaced. Raises CacheMismatch where another sound one is.
+        A damaged one is replaced. Raises CacheMismatch if another valid one exists.
         """
         there = self.listed.get(key)
         if there is not None and there.tag.strip('"') == _md5(data):
@@ -147,8 +147,8 @@ class _CopyOut:
     def put_journal(self, data: bytes) -> None:
         """Put the journal under the first number above those of all files and lines there.
 
-        Of two that name a chunk the higher number counts: below a line that is there, the journal
-        would not say what is here.
+        If two of them name a chunk, the higher number counts: below an existing line, the journal
+        would not describe the copied chunks.
         """
         keys = [each.key for each in self.objects.list_files(JOURNAL, self.max_keys)]
         names = sorted(n for key in keys if is_journal_file(n := key.removeprefix(f"{JOURNAL}/")))
@@ -171,10 +171,10 @@ class _CopyOut:
 def copy_to_objects(
     opened: TeacherCache, url: ObjectUrl, on_chunk: Callable[[int], None] = lambda count: None
 ) -> Copied:
-    """Copy a complete cache to `url`, its own prefix; it may grow one that is there.
+    """Copy a complete cache to `url`, its own prefix; it may grow an existing one.
 
-    on_chunk: called with the number of chunks that are done. Raises CacheMismatch where another
-    cache is there, CacheError where the store ignores conditions, ObjectsUnreachable.
+    on_chunk: called with the number of finished chunks. Raises CacheMismatch if another cache
+    exists, CacheError if the store ignores conditions, ObjectsUnreachable.
     """
     objects = Bucket(url)
     Bucket(url.parent).refuse_unconditional()
@@ -214,9 +214,9 @@ def copy_to_objects(
 
 
 def _smaller_copy(objects: Bucket, manifest: Manifest) -> Manifest | None:
-    """The manifest of an earlier copy; None if there is none, or it is damaged.
+    """Return the manifest of an earlier copy; None if there is none, or if it is damaged.
 
-    Raises CacheMismatch unless what is there is a part of this cache.
+    Raises CacheMismatch unless the earlier copy is a part of this cache.
     """
     try:
         there, _ = remote_manifest(objects)
@@ -255,8 +255,8 @@ def copy_to_folder(
 ) -> Copied:
     """Copy a complete cache into the folder `target`, its own.
 
-    on_chunk: called with the number of chunks that are done. Raises CacheMismatch where another
-    cache is there, CacheBusy, CacheFull, CacheNotWritable.
+    on_chunk: called with the number of finished chunks. Raises CacheMismatch if another cache
+    exists, CacheBusy, CacheFull, CacheNotWritable.
     """
     with full_disk_as_error(target, _MAKE_ROOM), refusals_of(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -282,7 +282,9 @@ def _refuse_other(opened: TeacherCache, target: Path) -> None:
 
 @dataclass(frozen=True)
 class _CopyIn:
-    """One copy on its way. there: the target as it was. shared: checksums of all views' arrays."""
+    """A running copy to a folder. there: the target's chunks. shared: checksums of all views'
+    arrays.
+    """
 
     opened: TeacherCache
     there: ZarrSource
@@ -290,9 +292,10 @@ class _CopyIn:
     shared: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def block(self, block: Block) -> tuple[Block, dict[str, int], int]:
-        """Copy what the target lacks of a block: the checksums of all, and how many were copied.
+        """Copy the chunks of a block that the target lacks: the checksums of all, and the number
+        copied.
 
-        No checksums: there was nothing to copy.
+        Without checksums there was nothing to copy.
         """
         manifest, checksums, num_copied = self.opened.manifest, {}, 0
         for array, spec in manifest.arrays.items():
@@ -314,7 +317,9 @@ class _CopyIn:
         return block, checksums if num_copied else {}, num_copied
 
     def _is_there(self, array: str, block: Block) -> bool:
-        """Return True if the target has committed the chunk, it is sound, and the source's own."""
+        """Return True if the target has committed the chunk, and it is valid and equal to the
+        source's.
+        """
         position = (block.view, block.index)
         if not self.there.journal.there[array][position]:
             return False
@@ -336,7 +341,7 @@ def _copied(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None])
     manifest = metadata_checksums(opened.manifest, metadata)
     there = _manifest_there(target)
     if there is not None and there.zarr_crc32c != manifest.zarr_crc32c:
-        replace_metadata(target, manifest)  # spelled by another zarr; readers find either sound
+        replace_metadata(target, manifest)  # spelled by another zarr; both are valid to readers
     for name, text in metadata.items():
         write_unless_there(target, f"{ZARR_GROUP}/{name}", text)
     for name, values in opened.whole.items():
@@ -371,11 +376,11 @@ def _manifest_there(target: Path) -> Manifest | None:
 def copy_cache(
     opened: TeacherCache, dest: Path, on_chunk: Callable[[int], None] = lambda count: None
 ) -> tuple[Path, Copied]:
-    """Copy a complete cache below `dest`, a folder or a URL; return its path, and what was done.
+    """Copy a complete cache below `dest`, a folder or a URL; returns its path and the counts.
 
     Evaluation caches inside it are copied first, so that its index can name them.
 
-    on_chunk: called with the number of chunks that are done. Raises CacheError.
+    on_chunk: called with the number of finished chunks. Raises CacheError.
     """
     target = cache_path(dest, opened.manifest.teacher, opened.manifest.identity)
     for name in evaluation_names(opened.path):
@@ -398,5 +403,5 @@ def _copy_to(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None]
 
 
 def num_chunks(manifest: Manifest) -> int:
-    """How many chunks such a cache has, each view's counted."""
+    """Return the number of chunks of such a cache, in all views."""
     return len(manifest.arrays) * manifest.num_views * manifest.blocks_per_view

@@ -1,8 +1,8 @@
-"""Makes a cache smaller: deletes views from some number on, and opt-in taps.
+"""Make a cache smaller: delete views from some number on, and opt-in taps.
 
-Order: the manifest, which then plans only what stays; the journal; the chunks. So no journal line
-ever names a deleted chunk, and the cache is sound wherever this is interrupted; the same command
-then removes the rest. Readers that had the cache open find the deleted chunks missing.
+The order is: the manifest, which then plans only the rest; the journal; the chunks. So no journal
+line ever names a deleted chunk, and the cache is valid wherever this is interrupted; the same
+command then removes the rest. Readers that had the cache open find the deleted chunks missing.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from teach_once.store.read.reader import TeacherCache
 
 @contextmanager
 def changing(path: Path) -> Iterator[Manifest]:
-    """The manifest of the cache at `path`, which no other process writes meanwhile.
+    """Yield the manifest of the cache at `path`, which no other process writes meanwhile.
 
-    Raises CacheBusy where one writes it now, CacheMissing, CacheDamaged, CacheNotWritable.
+    Raises CacheBusy if a process is writing it, CacheMissing, CacheDamaged, CacheNotWritable.
     """
     read_manifest(path)  # first, because the lock leaves a file even in a folder without a cache
     with refusals_of(path):
@@ -48,7 +48,7 @@ def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collectio
     """Keep the first `num_views` views (default: all) and drop these taps; returns bytes freed.
 
     drop_taps: "attention" means all stages' attention maps; unknown opt-in taps are ignored. Raises
-    CacheError, also where another process writes the cache.
+    CacheError, also if another process is writing the cache.
     """
     if path.is_file():
         raise CacheError(
@@ -95,7 +95,7 @@ def _trimmed(path: Path, manifest: Manifest, views: int, drop_taps: Collection[s
 
 
 def _surplus(path: Path, manifest: Manifest) -> Iterator[str]:
-    """Chunks of views and taps that the manifest does not plan, and folders of such taps."""
+    """Yield chunks of views and taps that the manifest does not plan, and folders of such taps."""
     planned = manifest.arrays
     for name in sorted(listed_inside(path, ZARR_GROUP)):
         folder, spec = f"{ZARR_GROUP}/{name}", planned.get(name)
@@ -108,13 +108,13 @@ def _surplus(path: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _view_of(file: str) -> int:
-    """The view of a chunk; -1 for another file."""
+    """Return the view of a chunk; -1 for another file."""
     match = re.fullmatch(r"c\.(\d{1,9})(\.\d+)+", file)
     return int(match[1]) if match else -1
 
 
 def _removed(path: Path, relative: str) -> int:
-    """Remove a file, a link or an empty folder of the cache; the bytes of the file."""
+    """Remove a file, a link or an empty folder of the cache; returns the bytes of the file."""
     place = PurePath(relative)
     with opened_folder(path, place.parent) as folder:
         status = os.stat(place.name, dir_fd=folder, follow_symlinks=False)
@@ -126,10 +126,9 @@ def _removed(path: Path, relative: str) -> int:
 
 
 def record_figures(path: Path, figures: Mapping[str, float]) -> None:
-    """Write figures, named as in `store.format.certificate.RANGES`, into the manifest of a cache
-    folder.
+    """Write metrics, named as in `store.format.certificate.RANGES`, into the manifest of a folder.
 
-    Others of the certificate stay. Raises CacheError, also where another process writes the cache.
+    Others of the certificate stay. Raises CacheError, also if another process is writing the cache.
     """
     if unknown := figures.keys() - RANGES.keys():
         raise ValueError(f"{min(unknown)} is not a figure of a certificate")

@@ -1,1 +1,1 @@
-"""Where the bytes of a cache lie besides a folder: an object store, and its local mirror."""
+"""The places of a cache besides a folder: an object store, and its local mirror."""

@@ -1,7 +1,7 @@
-"""Reads one chunk and checks every byte of it; or maps its file into memory.
+"""Read one chunk and check every byte of it, or map its file into memory.
 
-The checksum is computed piece by piece, while a piece is still in the processor's cache: a second
-walk over the rows would read them from memory again.
+The checksum is computed piece by piece, while a piece is still in the processor's cache. A second
+pass over the rows would read them from memory again.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def read_opened(
     value_bytes: int | None = None,
     check: Check | None = None,
 ) -> str | None:
-    """Read an open chunk, into `out` if given. None if every byte is right, else what is wrong.
+    """Read an open chunk, into `out` if given. Return None if every byte is right, otherwise the
+    fault.
 
-    found: bytes that the file has; size: that it must have. committed: its checksum in the journal.
-    value_bytes: how many bytes are values, not padding (default: those of `out`). check: of the
+    found: the file's bytes; size: the expected bytes. committed: its checksum in the journal.
+    value_bytes: bytes of values, without padding (default: those of `out`). check: checks the
     values of each piece.
     """
     if found != size:
@@ -70,9 +71,10 @@ def content_fault(content: NDArray[np.uint8], size: int, committed: str) -> str 
 def read_pieces(
     file: BinaryIO, wanted: NDArray[np.uint8], payload: int, value_bytes: int, check: Check | None
 ) -> tuple[int, str | None]:
-    """The crc32c of `payload` bytes, of which the first go into `wanted`; and a bad value.
+    """Return the crc32c of `payload` bytes, of which the first go into `wanted`, and a value's
+    fault.
 
-    Of a file that ends before, the checksum of what is there.
+    If the file ends early, the checksum covers the bytes that exist.
     """
     scratch = np.empty(min(_PIECE_BYTES, payload), dtype=np.uint8)
     checksum = done = 0

@@ -24,7 +24,7 @@ from teach_once.store.place.folder import Folder
 class FolderLog:
     """Commits blocks to the cache in a folder. rank: of this process in its job.
 
-    The log's file is made by the first commit, and is newer than all files that are there then.
+    The first commit creates the log's file, which is newer than all files that exist then.
     """
 
     def __init__(self, cache: Path, manifest: Manifest, rank: int = 0) -> None:
@@ -43,7 +43,8 @@ class FolderLog:
         self.append(block, checksums)
 
     def write_chunk(self, array: str, block: Block, data: NDArray[np.uint8]) -> None:
-        """Write one chunk, aside and renamed; the block does not exist before its line does.
+        """Write one chunk to a temporary file and rename it; the block does not exist before its
+        line.
 
         A chunk of all views that another view has written is left alone.
         """

@@ -1,7 +1,7 @@
 """Whole files of an object store, such as shards of images, in the mirror that caches share.
 
-They are fetched in parts, many at a time, and verified before they have their names. All files of a
-dataset are needed as long as a process reads it: a training sees its samples in random order.
+They are fetched in parts, many at a time, and verified before they get their names. All files of a
+dataset are needed as long as a process reads it, because training reads samples in random order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _read_here: dict[Path, Needs] = {}  # mirror -> the files that this process read
 
 
 class _Part(NamedTuple):
-    """A part of a file that is being fetched: to which file, from where, how much."""
+    """A part of a file that is being fetched: the file, the offset and the number of bytes."""
 
     aside: BinaryIO
     key: str
@@ -42,14 +42,14 @@ class _Part(NamedTuple):
 
 
 class MirrorFiles:
-    """The files of one folder at a URL, by their names."""
+    """The files of one folder at a URL, by name."""
 
     def __init__(self, url: ObjectUrl) -> None:
         self._objects, self._mirror = Bucket(url), used_mirror()
         self._place = PurePath(url.bucket, url.key)
 
     def path(self, name: str) -> Path:
-        """Where the file is, or will be."""
+        """Return the path of the file, which may not be fetched yet."""
         return self._mirror.root / self._place / name
 
     def small(self, name: str, most_bytes: int) -> Path:
@@ -66,7 +66,7 @@ class MirrorFiles:
         _read_here.setdefault(root, Needs(root)).add(map(self.path, names))
 
     def start(self, name: str, num_bytes: int) -> bytes:
-        """The first bytes of the file at the URL."""
+        """Return the first bytes of the file at the URL."""
         return self._objects.part(name, 0, num_bytes)
 
     def fetch(
@@ -75,10 +75,11 @@ class MirrorFiles:
         is_right: Callable[[str, Path], bool],
         verify: Callable[[str, Path], None],
     ) -> None:
-        """Fetch whatever is not here or not right.
+        """Fetch the files that are missing or wrong.
 
-        is_right: of a name and a file that is here, without reading all of it. verify: reads all of
-        a new one, and raises an error where that is damaged. Raises CacheFull; as `Bucket.get`.
+        is_right: called with a name and a local file; checks it without reading all of it. verify:
+        reads all of a new file, and raises an error if it is damaged. Raises CacheFull; as
+        `Bucket.get`.
         """
         self._need(names)
         with (

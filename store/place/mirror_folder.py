@@ -1,10 +1,11 @@
-"""The folder of a mirror: how much it holds, what may leave it, and who shares it.
+"""The folder of a mirror: its size, its eviction order, and the processes that share it.
 
 Several processes on this machine may use one mirror. Files are added and removed under a lock, so
-that what one has fetched the next one finds, and all of them keep one limit, for which every file
-counts. What was not used for the longest time goes first; then what describes it, such as
-manifests; then what only other processes need, which fetch it again; never what this one needs. The
-lock is `flock`, and dies with its owner.
+that each process finds the files that another one fetched, and all of them keep one limit, for
+which every file counts. The least recently used files are evicted first, then the files that
+describe caches, such as manifests, then the files that only other processes need, which fetch them
+again. Files that this process needs are never evicted. The lock is `flock`, and ends with its
+owner.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _PROCESS = re.compile(rb"[0-9]{1,10}")
 
 
 def wait_for_lock(handle: int, root: Path) -> None:
-    """Lock the opened mark of the mirror `root`, and sign it. Raises CacheBusy."""
+    """Lock the open lock file of the mirror `root`, and sign it. Raises CacheBusy."""
     started, is_told = time.monotonic(), False
     last, seen = started, os.fstat(handle).st_mtime_ns
     pause, most = _POLL_SECONDS
@@ -72,7 +73,7 @@ def wait_for_lock(handle: int, root: Path) -> None:
 
 
 def show_life(handle: int) -> None:
-    """Tell the processes that wait for this lock that its owner makes progress."""
+    """Show processes that wait for this lock that its owner makes progress."""
     os.utime(handle)
 
 
@@ -101,7 +102,7 @@ _announced: dict[tuple[Path, int], int] = {}  # mirror and process -> handle of 
 
 
 class Needs:
-    """The files of a mirror that one reader needs now, until it is gone."""
+    """The files of a mirror that one reader needs, for as long as it exists."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -110,14 +111,14 @@ class Needs:
         _all_needs.add(self)
 
     def remember(self, view: int, paths: Collection[Path]) -> None:
-        """Need these, and of the other views only the one that was asked for last."""
+        """Need these files, and of other views only the last requested one."""
         known = self._views.pop(view, set())
         self._views[view] = known.union(path.absolute() for path in paths)
         while len(self._views) > _VIEWS_KEPT:
             del self._views[next(iter(self._views))]
 
     def add(self, paths: Iterable[Path]) -> None:
-        """Need these from now on."""
+        """Need these files from now on."""
         self._always.update(path.absolute() for path in paths)
 
     @property
@@ -130,18 +131,18 @@ _all_needs: weakref.WeakSet[Needs] = weakref.WeakSet()
 
 @dataclass(frozen=True)
 class MirrorFolder:
-    """At most `most_bytes` lie below `root`. All of them are written through `locked`."""
+    """A folder with at most `most_bytes` below `root`. All files are written through `locked`."""
 
     root: Path
     most_bytes: int
 
     @contextmanager
     def locked(self) -> Iterator[OpenRoot]:
-        """Yield the opened root, alone among all threads and processes that use this mirror.
+        """Yield the open root, alone among all threads and processes that use this mirror.
 
-        Makes the folder. Raises CacheError if it exists and is not a mirror, or if a link or a
-        special file lies in it where a folder or a file of ours is to be; CacheBusy if the process
-        that has the lock shows no progress for ten minutes.
+        Creates the folder. Raises CacheError if it exists and is not a mirror, or if a link or a
+        special file is in the place of one of its folders or files; CacheBusy if the process that
+        has the lock shows no progress for ten minutes.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with _lock, self.refusing_links(), opened_root(self.root) as opened:
@@ -154,7 +155,7 @@ class MirrorFolder:
 
     @contextmanager
     def refusing_links(self) -> Iterator[None]:
-        """Say what to do about a file that is not what it should be."""
+        """Add the fix to an error about a link or special file."""
         try:
             yield
         except BadFile as error:
@@ -169,9 +170,10 @@ class MirrorFolder:
             ) from None
 
     def make_room(self, opened: OpenRoot, num_bytes: int) -> None:
-        """Remove files until so many bytes more fit in; to be called while locked.
+        """Remove files until `num_bytes` more fit in; call it while locked.
 
-        opened: what `locked` yields. Raises CacheFull where what this process needs leaves no room.
+        opened: yielded by `locked`. Raises CacheFull if the files that this process needs leave no
+        room.
         """
         own, theirs = self._own_needs(), self._needs_of_others(opened)
         removable, kept = [], 0
@@ -197,7 +199,7 @@ class MirrorFolder:
         self._announce(opened, own)
 
     def announce(self, opened: OpenRoot) -> None:
-        """Tell other processes what this one needs; to be called while locked."""
+        """Tell other processes which files this one needs; call it while locked."""
         self._announce(opened, self._own_needs())
 
     def _opened_mark(self, opened: OpenRoot) -> int:
@@ -215,9 +217,10 @@ class MirrorFolder:
         return {path.relative_to(root) for path in paths}
 
     def _needs_of_others(self, opened: OpenRoot) -> set[str]:
-        """Collect the needs of other processes, as `_need_of` returns them; forget ended processes.
+        """Collect the needs of other processes, as from `_need_of`; remove those of ended
+        processes.
 
-        A file that is not of our own naming, or not a regular one, is left alone.
+        A file with another kind of name, or that is not a regular file, is left alone.
         """
         own = _announced.get((self.root.absolute(), os.getpid()))
         lines: set[str] = set()
@@ -246,26 +249,27 @@ class MirrorFolder:
 
 
 def show_progress() -> None:
-    """Tell processes that wait for the mirror's lock that its owner, this process, fetches."""
+    """Show processes that wait for the mirror's lock that this process is fetching."""
     for handle in list(_held):
         with suppress(OSError):  # just released
             show_life(handle)
 
 
 def use_mirror(folder: MirrorFolder) -> None:
-    """From now on, files at URLs that a config names come through this mirror."""
+    """Read files at URLs that a config names through this mirror from now on."""
     _used[:] = [folder]
 
 
 def used_mirror() -> MirrorFolder:
-    """That mirror; by default 50 GB in the folder `mirror`."""
+    """Return that mirror; by default 50 GB in the folder `mirror`."""
     return _used[0]
 
 
 def _files(opened: OpenRoot) -> Iterator[tuple[PurePath, os.stat_result]]:
-    """All that counts; removes what killed processes left half written.
+    """List all files that count; removes half-written files of killed processes.
 
-    That is every file but the lock and the announcements, and links, which have no bytes of theirs.
+    These are all files but the lock, the announcements, and links, which have no bytes of their
+    own.
     """
     for place, folder, status in walk_inside(opened):
         if place == PurePath(MARK) or place.parts[0] == _IN_USE:
@@ -278,13 +282,15 @@ def _files(opened: OpenRoot) -> Iterator[tuple[PurePath, os.stat_result]]:
 
 
 def _describes(place: PurePath) -> bool:
-    """Return True for a manifest, journal, index or the like, without which nothing is found."""
+    """Return True for a manifest, journal, index or similar file, without which a cache is not
+    found.
+    """
     in_cache = place.parent.parent.name == ZARR_GROUP
     return not (place.name.startswith("c.") if in_cache else place.suffix == ".h5")
 
 
 def _announced_lines(folder: int, name: str, own: int | None) -> set[str]:
-    """What a running process needs; nothing of this one, or of one that has ended."""
+    """Return the needs of another running process; none of this one, or of one that has ended."""
     try:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(name, flags, dir_fd=folder)
@@ -307,7 +313,7 @@ def _announced_lines(folder: int, name: str, own: int | None) -> set[str]:
 
 
 def _need_of(place: PurePath) -> str:
-    """What a process says of a file that it needs: itself, or the view of a cache that it is of."""
+    """Return the announced form of a needed file: the file, or the view of a cache."""
     if place.parent.parent.name != ZARR_GROUP or not place.name.startswith("c."):
         return str(place)
     return f"{place.parent.parent} {place.name.split('.')[1]}"
@@ -322,9 +328,9 @@ def _let_go() -> None:
 
 
 def _begin_in_child() -> None:
-    """Forget the locks of the process that this one was forked from, which stay its own.
+    """Forget the locks of the process that this one was forked from; they stay with that process.
 
-    Another thread may hold them, and does not exist here: it would never release them. Closing a
+    Another thread may hold them, which does not exist here and would never release them. Closing a
     copy of a handle releases nothing; keeping it would keep the lock after its owner's death.
     """
     global _lock

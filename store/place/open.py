@@ -1,4 +1,4 @@
-"""Which place a path names: the one answer to "folder or bucket?" in the whole project."""
+"""The place that a path names: the only decision between folder and bucket in the project."""
 
 from __future__ import annotations
 

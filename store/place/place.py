@@ -1,17 +1,17 @@
-"""`Place`: where the files of a cache are stored: a folder, a bucket, or a mirror of a bucket.
+"""`Place`: the storage of a cache's files: a folder, a bucket, or a mirror of a bucket.
 
 A file is named by its key below the place, such as `teacher.zarr/logits/c.0.3.0`: the same key and
-the same bytes everywhere. Readers, writers and copies know only this protocol. What differs stays
-in its members:
+the same bytes everywhere. Readers, writers and copies use only this protocol. Its members differ as
+follows.
 
 - A folder's writers hold its lock (`runtime.safe.locks`). So `replace` compares and then renames,
   in two steps. A bucket has no locks: there each of the two is one conditional request.
-- A folder answers in microseconds, a bucket in tens of milliseconds. So each place says how many
-  calls run at a time (`at_once`), and how sizes are best found (`sizes`: a bucket lists a thousand
-  keys per request).
-- A mirror fetches what it lacks, and verifies each file before it has its name.
+- A folder answers in microseconds, a bucket in tens of milliseconds. So each place decides how many
+  calls run at a time (`at_once`), and how sizes are found (`sizes`: a bucket lists a thousand keys
+  per request).
+- A mirror fetches the files that it lacks, and verifies each before it gets its name.
 
-Journals are not here: a folder appends to a file and flushes it, a bucket creates numbered objects,
+Journals are separate: a folder appends to a file and flushes it, a bucket creates numbered objects,
 and neither can do what the other does (`CommitLog`).
 """
 
@@ -36,9 +36,9 @@ class ListWithoutEnd(CacheError):
     """A place does not end a list, or lists more files than there can be."""
 
 
-MAX_KEYS = 10**7  # of a list, if nothing says how many there can be
+MAX_KEYS = 10**7  # of a list, if the possible number is unknown
 
-Check = Callable[[BinaryIO, int], str | None]  # of an open file and its bytes: what is wrong
+Check = Callable[[BinaryIO, int], str | None]  # open file and its size -> its fault
 
 
 class Chunk(NamedTuple):
@@ -51,7 +51,7 @@ class Chunk(NamedTuple):
 
 
 class FileContent(NamedTuple):
-    """The content of a file. content: None if it has more bytes than were asked for.
+    """The content of a file. content: None if it has more bytes than were requested.
 
     tag: another value whenever the file was replaced; see `Place.replace`.
     """
@@ -63,7 +63,7 @@ class FileContent(NamedTuple):
 
 @dataclass(frozen=True)
 class Listed:
-    """A file of a list. tag: its MD5 in hex on most object stores; else any text."""
+    """A listed file. tag: its MD5 in hex on most object stores; otherwise any text."""
 
     key: str
     size: int
@@ -80,7 +80,7 @@ class ReadablePlace(Protocol):
 
     @property
     def path(self) -> Path:
-        """What the user calls the place: a folder or a URL."""
+        """Return the user's name of the place: a folder or a URL."""
         ...
 
     def read(self, key: str, max_bytes: int) -> FileContent | None:
@@ -88,11 +88,11 @@ class ReadablePlace(Protocol):
         ...
 
     def sizes(self, max_keys: int = MAX_KEYS) -> Callable[[Chunk], str | None]:
-        """Return a function that finds what is wrong with a chunk as far as its size shows."""
+        """Return a function that finds the faults of a chunk that its size reveals."""
         ...
 
     def check_chunk(self, chunk: Chunk, check: Check) -> str | None:
-        """Open a chunk and return what `check` finds wrong, or why it cannot be opened.
+        """Open a chunk and return the fault that `check` finds, or why it cannot be opened.
 
         A mirror fetches the chunk again if anything is wrong, so `check` may be called repeatedly.
         """
@@ -124,7 +124,7 @@ class Place(ReadablePlace, Protocol):
 
     @property
     def is_local(self) -> bool:
-        """Return True if what is written takes room on a disk of this machine."""
+        """Return True if writing takes room on a disk of this machine."""
         ...
 
     def has(self, key: str) -> bool:
@@ -132,7 +132,7 @@ class Place(ReadablePlace, Protocol):
         ...
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write a new file, whole and flushed. Return False if there was one, which stays."""
+        """Write a new file, whole and flushed. Return False if one exists, which stays."""
         ...
 
     def replace(self, key: str, data: bytes, expected: str | None = None) -> None:

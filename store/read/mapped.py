@@ -1,9 +1,9 @@
-"""Rows of single samples, read from a cache's files as they are mapped into memory.
+"""Rows of single samples, read from a cache's files that are mapped into memory.
 
-For readers that ask for a few rows at a time, in processes of their own (`train.dataset`): the
-system's page cache is the one copy that all of them share, and it may be smaller than the cache.
-Checksums cover blocks, so a view is verified once, as a whole, before its rows are read; what the
-disk returns after that is trusted. To read whole views, `TeacherCache.read_view` is faster.
+For readers that request a few rows at a time, in several processes (`train.dataset`): the system's
+page cache is the one copy that all of them share, and it may be smaller than the cache. Checksums
+cover blocks, so a view is verified once, as a whole, before its rows are read; later reads from the
+disk are trusted. To read whole views, `TeacherCache.read_view` is faster.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class MappedRows:
             pass
 
     def read(self, view: int, sample_ids: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Rows of one view in the order asked for: tap -> (len(sample_ids), *tap shape).
+        """Return rows of one view in the requested order: tap -> (len(sample_ids), *tap shape).
 
-        Raises CacheDamaged where a file is gone or has another size; compares no checksum.
+        Raises CacheDamaged if a file is missing or has another size; compares no checksum.
         """
         if view != self._view:
             self._view, self._maps = view, {}

@@ -1,9 +1,9 @@
-"""A cache on an object store, read through a folder on this machine.
+"""A cache in an object store, read through a folder on this machine.
 
-What is read is fetched into a folder of the ordinary layout, many chunks at a time, each verified
-when it arrives; from there on the cache is a local one. The folder has a limit: what was not read
-for the longest time goes first, never what the last two views that were asked for need, which are a
-training's current one and its next one.
+Files are fetched into a folder of the usual layout, many chunks at a time, each verified when it
+arrives. From then on the cache is a local one. The folder has a limit: the least recently read
+files are evicted first, but never those of the last two requested views, which are a training run's
+current view and its next one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _attached_needs: dict[Path, Needs] = {}  # the manifests there
 
 
 class Mirror(NamedTuple):
-    """What is mirrored, below which folder, and how many bytes may lie there."""
+    """A mirrored location: its URL, the folder around it, and the limit in bytes."""
 
     url: ObjectUrl
     root: Path
@@ -49,11 +49,11 @@ class Mirror(NamedTuple):
 
     @property
     def place(self) -> PurePath:
-        """The folder of the caches, below `root`."""
+        """Return the folder of the caches, below `root`."""
         return PurePath(self.url.bucket, self.url.key)
 
     def write(self, opened: OpenRoot, needs: Needs, documents: Mapping[str, bytes]) -> None:
-        """Write small files that differ from those that are here, and need all of them.
+        """Write small files that differ from the local ones, and need all of them.
 
         opened: the locked root. documents: name below `place` -> content. Raises CacheFull.
         """
@@ -72,11 +72,11 @@ class Mirror(NamedTuple):
 
 
 def attach(url: ObjectUrl, root: Path, most_bytes: int, names: Sequence[str] | None = None) -> Path:
-    """The folder below `root` that mirrors the caches at `url`, with their manifests.
+    """Return the folder below `root` that mirrors the caches at `url`, with their manifests.
 
-    names: of the caches that are looked for; default: all. Opening a cache of that folder in this
-    process reads through to the store. Raises NoBucket, ObjectsUnreachable; CacheError where `root`
-    is a folder of something else.
+    names: of the requested caches; default: all. Opening a cache of that folder in this process
+    reads through to the store. Raises NoBucket, ObjectsUnreachable; CacheError if `root` is a
+    folder of another kind.
     """
     folder, mirror = root / url.bucket / url.key, Mirror(url, root, most_bytes)
     every = Bucket(url).names()[0] if names is None else names
@@ -95,12 +95,13 @@ def attach(url: ObjectUrl, root: Path, most_bytes: int, names: Sequence[str] | N
 
 
 def choose_mirror(root: Path, most_gb: float) -> None:
-    """Packed images at a URL come through this mirror, too. most_gb: in 10^9 bytes."""
+    """Choose the mirror of this process; packed images at a URL use it too. most_gb: in 10^9 bytes.
+    """
     use_mirror(MirrorFolder(root, int(most_gb * 1e9)))
 
 
 def local_folder(caches: Path, root: Path, most_gb: float) -> Path:
-    """The folder to read caches from: `caches`, or the one in the mirror that mirrors a URL.
+    """Return the folder to read caches from: `caches`, or the mirror's folder of a URL.
 
     most_gb: as of `choose_mirror`, which this calls. Raises as `attach`.
     """
@@ -113,9 +114,9 @@ def local_folder(caches: Path, root: Path, most_gb: float) -> Path:
 def local_caches(
     caches: Path, cache: Path | None, root: Path, most_gb: float
 ) -> tuple[Path, Path | None]:
-    """The folder of caches, and the path of the one that was named, as `local_folder`.
+    """Return the folder of caches and the path of the named one, as `local_folder`.
 
-    Of a cache that is named by a URL, only the folder around it is attached.
+    If a cache is named by a URL, only the folder around it is attached.
     """
     if not isinstance(cache, ObjectUrl):
         return local_folder(caches, root, most_gb), cache
@@ -127,18 +128,18 @@ def local_caches(
 
 
 def named_as(caches_dir: Path) -> Path:
-    """What the user calls a folder of caches: of one in a mirror, the URL."""
+    """Return the user's name of a folder of caches: for one in a mirror, the URL."""
     mirror = mirror_of(caches_dir)
     return caches_dir if mirror is None else mirror.url
 
 
 def shown_path(cache: Path) -> Path:
-    """What the user calls a cache: of one in a mirror, its URL."""
+    """Return the user's name of a cache: for one in a mirror, its URL."""
     return named_as(cache.parent) / cache.name if mirror_of(cache.parent) else cache
 
 
 def attached() -> dict[Path, Mirror]:
-    """The mirrors of this process, for another one: see `attach_again`."""
+    """Return the mirrors of this process, for `attach_again` in another one."""
     return dict(_attached)
 
 
@@ -148,12 +149,12 @@ def attach_again(mirrors: dict[Path, Mirror]) -> None:
 
 
 def mirror_of(caches_dir: Path) -> Mirror | None:
-    """What the caches in a folder mirror; None for an ordinary folder."""
+    """Return the mirror of the caches in a folder; None for an ordinary folder."""
     return _attached.get(caches_dir.absolute())
 
 
 def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
-    """The manifests of caches, by their names below the mirror's folder. Raises CacheFull."""
+    """Return the manifests of caches by name below the mirror's folder. Raises CacheFull."""
     found, total = dict[str, bytes](), 0
     if len(names) > _MOST_CACHES:
         raise CacheError(
@@ -169,7 +170,7 @@ def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
         except (
             CacheMissing,
             CacheDamaged,
-        ):  # a folder that is not a cache keeps nobody from the others
+        ):  # a folder that is not a cache must not block the others
             return None
 
     for name, content in zip(names, in_parallel(manifest, names), strict=True):

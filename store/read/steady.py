@@ -36,9 +36,9 @@ _MAY_BE_HALF = (CacheDamaged, CacheIncomplete, CacheMissing, UnknownTap, Unknown
 
 
 def open_steadily(place: Place, attempt: Callable[[], Opened]) -> Opened:
-    """Return attempt(), repeated while the manifest at `place` is replaced; raises what it raises.
+    """Return attempt(), repeated while the manifest at `place` is replaced; raises its error.
 
-    A bucket is asked for its manifest's tag only after an error: it costs a request.
+    A bucket's manifest tag is requested only after an error, because it costs a request.
     """
     before = _tag(place) if place.is_local else None
     for _ in range(_TRIES):
@@ -55,7 +55,7 @@ def open_steadily(place: Place, attempt: Callable[[], Opened]) -> Opened:
 
 
 def _tag(place: Place) -> str | None:
-    """Return another value whenever the manifest is another one; None without a manifest."""
+    """Return a value that changes whenever the manifest is replaced; None without a manifest."""
     try:
         found = place.read(MANIFEST, 0)
     except (OSError, CacheError, BadFile):

@@ -80,7 +80,7 @@ from teach_once.store.read.mirror import Mirror
 class ZarrSource:
     """Reads the arrays of a cache at a place. The methods are those of `store.read.source.Source`.
 
-    fix: what repairs damage.
+    fix: repairs damage.
     """
 
     place: ReadablePlace
@@ -153,7 +153,7 @@ class ZarrSource:
     def _whole(
         self, name: str, shape: tuple[int, ...], dtype: str
     ) -> tuple[NDArray[Any], Fault | None]:
-        """Return the array, and what is wrong with it."""
+        """Return the array and its fault."""
         size = math.prod(shape) * np.dtype(dtype).itemsize + CHECKSUM_BYTES
         chunk = Chunk(whole_name(name, len(shape)), size, self.manifest.whole_crc32c[name])
         values, path = np.empty(0, dtype), self.path / chunk.key
@@ -175,7 +175,7 @@ class ZarrSource:
             return self.place.check_chunk(chunk, check)
 
     def fault_of(self, array: str, block: Block, out: NDArray[Any] | None = None) -> Fault | None:
-        """Read one committed chunk, into `out` if given. Return what is wrong with it, or None."""
+        """Read one committed chunk, into `out` if given. Return its fault, or None."""
         spec, chunk = self.manifest.arrays[array], self._chunk(array, block)
         path = self.path / chunk.key
         if spec.all_views and self._disagreeing[array][block.index]:
@@ -193,7 +193,7 @@ class ZarrSource:
 
     @cached_property
     def _disagreeing(self) -> dict[str, NDArray[np.bool_]]:
-        """Array that is the same in all views -> (blocks,), whether its checksums differ."""
+        """Return {array that is the same in all views: (blocks,) True if its checksums differ}."""
         return {
             array: _differ(self.journal.crc32c[array], self.journal.there[array])
             for array, spec in self.manifest.arrays.items()
@@ -261,7 +261,7 @@ class ZarrSource:
 
 
 def _differ(crc32c: NDArray[np.uint32], there: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(views, blocks) checksums -> (blocks,): whether those that are there differ."""
+    """Reduce (views, blocks) checksums to (blocks,): True if the existing ones differ."""
     lowest = np.where(there, crc32c, np.uint32(2**32 - 1)).min(axis=0)
     return np.asarray(there.any(axis=0) & (lowest < np.where(there, crc32c, 0).max(axis=0)))
 
@@ -303,7 +303,9 @@ def folder_source(path: Path, manifest: Manifest, journal: Journal) -> ZarrSourc
 
 
 def open_bucket(bucket: Bucket) -> ZarrSource:
-    """Raises CacheMissing, CacheDamaged, CacheMismatch, ObjectsUnreachable."""
+    """Open a cache in a bucket. Raises CacheMissing, CacheDamaged, CacheMismatch,
+    ObjectsUnreachable.
+    """
     manifest, _ = remote_manifest(bucket)
     refuse_other_name(bucket.path, manifest)
     return bucket_source(bucket, manifest, read_remote_journal(bucket, manifest).committed)

@@ -1,1 +1,1 @@
-"""Creates, resumes and grows a cache, and commits its blocks."""
+"""Create, resume and grow a cache, and commit its blocks."""

@@ -1,4 +1,4 @@
-"""Where a pass writes to: what each kind of writer offers, and which one a path names."""
+"""The destination of a pass: the writers, and the writer of a path."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def open_destination(
     check_every_byte: bool = False,
     job: Job | None = None,
 ) -> Destination:
-    """The writer of the cache at `path`, a folder or a URL: new, resumed, or grown.
+    """Open the writer of the cache at `path`, a folder or a URL: new, resumed, or grown.
 
     spool_folder: on this machine, for records of unfinished blocks of a cache at a URL; a folder
-    holds its own. Raises as `CacheWriter.open` and `RemoteWriter.open`.
+    contains its own. Raises as `CacheWriter.open` and `RemoteWriter.open`.
     """
     place = place_at(path)
     if isinstance(place, Bucket):
@@ -50,7 +50,9 @@ def open_destination(
 
 
 class Handout(NamedTuple):
-    """What a process on another machine needs to write blocks. before: of a cache at a URL."""
+    """The data that a process on another machine needs to write blocks. before: of a cache at a
+    URL.
+    """
 
     path: Path
     manifest: Manifest
@@ -58,7 +60,7 @@ class Handout(NamedTuple):
 
 
 def handout_of(destination: Destination) -> Handout:
-    """For the blocks that `destination` knows to be missing."""
+    """Return the handout for the blocks that `destination` lacks."""
     before = destination.before if isinstance(destination, RemoteWriter) else None
     return Handout(destination.path, destination.manifest, before)
 
@@ -66,7 +68,7 @@ def handout_of(destination: Destination) -> Handout:
 def writer_on_node(
     handout: Handout, work: Sequence[Work], spool_folder: Path
 ) -> AsideWriter | RemoteBlocks:
-    """Writes blocks into a shared folder, for the driver to commit; or commits them to a store.
+    """Return a writer into a shared folder, for the driver to commit, or a writer to a store.
 
     spool_folder: as of `RemoteBlocks`, of a cache at a URL.
     """

@@ -1,4 +1,4 @@
-"""What is still to be computed of a cache, and how the ranks of a job share it."""
+"""The blocks of a cache that must still be computed, and how the ranks of a job divide them."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class _JobDocument(BaseModel):
 
 
 class JobList(NamedTuple):
-    """What a job has to do, as its leader found it.
+    """The work of a job, as found by its leader.
 
-    damaged: those items of which a committed chunk was not sound. Their files may have the right
-    sizes, so that only reading them shows whether they are repaired.
+    damaged: items with a damaged committed chunk. Their files may have the right sizes, so only
+    reading them shows whether they are repaired.
     """
 
     pending: list[Work]
@@ -46,14 +46,14 @@ class JobList(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """A block, and the taps of it that are to be computed."""
+    """A block and its taps that must be computed."""
 
     block: Block
     taps: tuple[str, ...]
 
 
 def bytes_of(work: Sequence[Work], manifest: Manifest) -> int:
-    """Bytes on disk of the chunks of `work`."""
+    """Return the bytes on disk of the chunks of `work`."""
     sizes = {
         tap: sum(map(manifest.chunk_file_bytes, spec.arrays(tap).values()))
         for tap, spec in manifest.stored.items()
@@ -64,11 +64,12 @@ def bytes_of(work: Sequence[Work], manifest: Manifest) -> int:
 def unfinished(
     manifest: Manifest, coverage: Coverage, num_views: int, taps: Collection[str]
 ) -> Iterator[tuple[Block, set[str]]]:
-    """Each block with taps that are to be computed for `num_views` views of `taps`, and those taps.
+    """Yield each block with taps that must be computed for `num_views` views of `taps`, and those
+    taps.
 
-    What is not asked for stays as complete as it is: further views that are complete get the new
-    taps, and other missing taps of a block are computed with it because the teacher runs anyway.
-    Growth that was given up stays unfinished.
+    Everything else stays as complete as it is: further complete views get the new taps, and other
+    missing taps of a block are computed with it because the teacher runs anyway. Growth that was
+    given up stays unfinished.
     """
     views = min(max(num_views, coverage.num_complete_views()), manifest.num_views)
     lacking = {tap: coverage.lacking(tap, views) for tap in manifest.stored}
@@ -81,7 +82,7 @@ def unfinished(
 def pending_work(
     source: ZarrSource, num_views: int, taps: Collection[str], *, check_every_byte: bool
 ) -> list[Work]:
-    """Every block with the taps that are asked for and not committed, or not sound."""
+    """Return every block with the requested taps that are not committed, or damaged."""
     manifest = source.manifest
     wanted: dict[Block, set[str]] = dict(unfinished(manifest, source.coverage, num_views, taps))
     for fault in source.faults(every_byte=check_every_byte):
@@ -92,13 +93,13 @@ def pending_work(
 
 
 def committed_work(source: ZarrSource, work: Sequence[Work]) -> list[Work]:
-    """Those items of which a chunk is committed, so that it must have been found damaged."""
+    """Return the items with a committed chunk, which must have been found damaged."""
     there = source.coverage.there
     return [item for item in work if any(there[a][_position(item)] for a in _arrays(source, item))]
 
 
 def damaged_work(source: ZarrSource, work: Sequence[Work]) -> list[Work]:
-    """Those items of which a committed chunk is not sound; every byte of them is read."""
+    """Return the items with a damaged committed chunk; every byte of them is read."""
     there = source.coverage.there
 
     def is_damaged(item: Work) -> bool:
@@ -111,7 +112,7 @@ def damaged_work(source: ZarrSource, work: Sequence[Work]) -> list[Work]:
 def with_damaged(
     manifest: Manifest, pending: Sequence[Work], damaged: Sequence[Work]
 ) -> list[Work]:
-    """The pending items, with the taps of the damaged ones."""
+    """Return the pending items, with the taps of the damaged ones."""
     wanted = {item.block: set(item.taps) for item in pending}
     for item in damaged:
         wanted.setdefault(item.block, set()).update(item.taps)
@@ -130,7 +131,7 @@ def _position(item: Work) -> tuple[int, int]:
 def missing_work(
     manifest: Manifest, coverage: Coverage, num_views: int, taps: Collection[str]
 ) -> list[Work]:
-    """Every block with the taps that are asked for and not committed, sound or not."""
+    """Return every block with the requested taps that are not committed."""
     return _listed(manifest, dict(unfinished(manifest, coverage, num_views, taps)))
 
 
@@ -139,15 +140,15 @@ def _listed(manifest: Manifest, wanted: Mapping[Block, set[str]]) -> list[Work]:
 
 
 def _with_samples(manifest: Manifest, taps: set[str]) -> tuple[str, ...]:
-    """In the manifest's order; all, where samples' checksums are to be written too.
+    """Return the taps in the manifest's order; all, if the samples' digests must be written too.
 
-    The other taps may stem from other bytes than these.
+    The other taps may have been computed from other bytes.
     """
     return tuple(tap for tap in manifest.stored if tap in taps or SAMPLE_DIGEST in taps)
 
 
 def write_job_list(cache: Path, job: Job, found: JobList) -> None:
-    """Leave the list for the other ranks of the job, so that all split the same one."""
+    """Write the list for the other ranks of the job, so that all divide the same one."""
     plain = [[item.block.view, item.block.index, list(item.taps)] for item in found.pending]
     damaged = set(found.damaged)
     positions = [number for number, item in enumerate(found.pending) if item in damaged]
@@ -156,7 +157,7 @@ def write_job_list(cache: Path, job: Job, found: JobList) -> None:
 
 
 def read_job_list(cache: Path, job: Job, manifest: Manifest) -> JobList:
-    """The list that the job's leader left. Raises CacheBusy where it belongs to another job."""
+    """Read the list of the job's leader. Raises CacheBusy if it belongs to another job."""
     file = cache / _JOB_FILE
     try:
         name, found = _job_list(cache, manifest)
@@ -172,7 +173,7 @@ def read_job_list(cache: Path, job: Job, manifest: Manifest) -> JobList:
 
 
 def _job_list(cache: Path, manifest: Manifest) -> tuple[str, JobList]:
-    """Raises BadFile where the list does not fit the cache."""
+    """Return the list. Raises BadFile if it does not fit the cache."""
     num_blocks = manifest.num_views * manifest.blocks_per_view
     most_values = num_blocks * (5 + len(manifest.stored)) + 100
     with open_inside(cache, _JOB_FILE) as file:

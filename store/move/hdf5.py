@@ -1,4 +1,4 @@
-"""Convert a cache between its two forms: a folder of zarr chunks, and one HDF5 file."""
+"""Converts a cache between its two forms: a folder of zarr chunks, and one HDF5 file."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def write_hdf5(
     """Write the file so that it appears under its name when it is complete.
 
     whole: the arrays that are stored in one piece. read_block: fills an array's rows of a block.
-    Raises CacheFull, CacheNotWritable, and CacheError if the file cannot be written.
+    Raises CacheFull, CacheNotWritable, and CacheError where the file cannot be written.
     """
     with _refusals(file_path), written_aside(file_path) as aside:
         _reserve(aside, _most_bytes(manifest))
@@ -88,7 +88,7 @@ def write_hdf5(
 
 
 def _reserve(path: Path, num_bytes: int) -> None:
-    """Create an empty HDF5 file with that much reserved room; closing it releases the rest.
+    """Make an empty HDF5 file that has that much room on the disk; closing it gives back the rest.
 
     Raises CacheFull, OSError.
     """
@@ -103,7 +103,7 @@ def _reserve(path: Path, num_bytes: int) -> None:
 
 
 def _most_bytes(manifest: Manifest) -> int:
-    """Return an upper bound of the file's size."""
+    """More than the file will have."""
     checksums = 4 * manifest.num_views * manifest.blocks_per_view
     sizes = [manifest.whole[name] for name in manifest.whole]
     sizes += [(shape_in_file(manifest, name), a.dtype) for name, a in manifest.arrays.items()]
@@ -114,7 +114,7 @@ def _most_bytes(manifest: Manifest) -> int:
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
-    """Raise a refusal of the system or of libhdf5 as one kind of error."""
+    """What the system or libhdf5 refuses, as one error."""
     try:
         yield
     except (CacheError, BadFile):
@@ -166,10 +166,10 @@ def export_cache(cache: Path, file: Path) -> None:
 
 
 def import_cache(file: Path, caches_dir: Path) -> Path:
-    """Create a cache folder below `caches_dir` from an exported file; returns its path.
+    """Make a cache folder below `caches_dir` from an exported file; returns its path.
 
-    It equals the exported folder bit for bit, except for the journal, which is new. Raises
-    CacheError, also if a cache of that name exists.
+    Equal to the folder that was exported bit for bit, except for the journal, which is new.
+    Raises CacheError, also where a cache of that name exists.
     """
     if file.is_dir():
         raise CacheMismatch(f"{file} is a folder: only an exported HDF5 file can be imported")
@@ -191,20 +191,19 @@ _MAKE_ROOM = "make room, then run the same command again"
 
 
 def _refuse_growth(file: Path, manifest: Manifest, caches_dir: Path) -> None:
-    """Raise CacheFull, or CacheDamaged if the file is far smaller than the folder it would become.
-    """
+    """Raise CacheFull, or CacheDamaged where the file holds far less than it would become."""
     needed, held = folder_bytes(manifest), file.stat().st_size
     if needed > _MOST_GROWTH * held + _SPARE_BYTES:
         raise CacheDamaged(
             f"{one_line(file)} has {format_size(held)} and would become {format_size(needed)}, "
             f"almost all of it padding: its blocks are far larger than its views",
-            fix="ask its author for an export with smaller blocks",
+            fix="ask whoever made it for an export of smaller blocks",
         )
     require_room(caches_dir, needed, where=caches_dir, fix=_MAKE_ROOM)
 
 
 def folder_bytes(manifest: Manifest) -> int:
-    """Return the bytes of a complete cache's chunks."""
+    """Bytes of a complete cache's chunks."""
     m, whole = manifest, 0
     for shape, dtype in m.whole.values():
         whole += math.prod(shape) * np.dtype(dtype).itemsize
@@ -225,7 +224,7 @@ def _write_folder(target: Path, opened: TeacherCache) -> None:
     for block in manifest.blocks():
         log.commit(block, _chunks_of(opened, block))
     log.close()
-    # After all files that it describes: an interrupted import is never mistaken for a cache.
+    # After all that it describes, so that an interrupted import never passes for a cache.
     manifest = metadata_checksums(manifest, metadata)
     write_manifest(target, manifest)
     write_index(Folder(target), manifest)

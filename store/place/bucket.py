@@ -1,10 +1,10 @@
-"""The objects below a URL as a `Place`, through obstore: put if absent, fetched and listed whole.
+"""The objects below a URL as a `Place`, by way of obstore: put if absent, fetched and listed whole.
 
-Credentials, region and endpoint come from obstore's environment variables (AWS_ACCESS_KEY_ID,
-AWS_ENDPOINT_URL, ...); without credentials, requests are not signed. obstore's own messages are
-never shown, because they quote the store's answers, which may contain keys. Retries and timeouts
-are obstore's, too. A put that the store answers with a conflict (409) is repeated here. After a
-lost answer the store may report that the object exists; then its bytes are compared.
+Credentials, region and endpoint are those of obstore's environment variables (AWS_ACCESS_KEY_ID,
+AWS_ENDPOINT_URL, ...); without any for credentials, requests are not signed. obstore's own messages
+are never shown: they quote the store's answers, which may name keys. Retries and timeouts are
+obstore's, too. A put that the store answers with a conflict (409) is repeated here. After an answer
+that was lost, the store says that the object is there: then its bytes are compared.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ _PIECE_BYTES = 2**18
 
 
 def received(found: Any, num_bytes: int, where: object) -> NDArray[np.uint8]:
-    """Return the body of an answer, (bytes,): `num_bytes`, or fewer if it ends before.
+    """The body of an answer, (bytes,): `num_bytes`, or fewer where it ends before.
 
-    found: a GetResult of obstore. where: the object, for the message. Raises CacheDamaged if the
+    found: a GetResult of obstore. where: the object, for the message. Raises CacheDamaged where the
     body is longer.
     """
     content, done = np.empty(num_bytes, np.uint8), 0
@@ -73,7 +73,7 @@ def received(found: Any, num_bytes: int, where: object) -> NDArray[np.uint8]:
 
 
 def pages(stream: Any, max_keys: int, where: object) -> Iterator[Sequence[Any]]:
-    """Yield the pages of a list. stream: a ListStream of obstore. Raises ListWithoutEnd."""
+    """The pages of a list. stream: a ListStream of obstore. Raises ListWithoutEnd."""
     started, num_keys, num_pages = time.monotonic(), 0, 0
     while True:
         allowed = LIST_SECONDS + _SECONDS_PER_PAGE * num_pages
@@ -87,7 +87,7 @@ def pages(stream: Any, max_keys: int, where: object) -> Iterator[Sequence[Any]]:
 
 
 def within(seconds: float, start: Callable[[], Awaitable[Result]], where: object) -> Result:
-    """Return the result of a request that is ended after `seconds`. Raises ListWithoutEnd."""
+    """The result of a request that is ended after so many seconds. Raises ListWithoutEnd."""
 
     async def wait() -> Result:
         return await asyncio.wait_for(start(), max(0.0, seconds))
@@ -100,7 +100,7 @@ def within(seconds: float, start: Callable[[], Awaitable[Result]], where: object
         ) from None
 
 
-_FIX = "check AWS_ENDPOINT_URL, and list the objects with the store's own programs"
+_FIX = "look at AWS_ENDPOINT_URL, and at what is there with the store's own programs"
 
 
 def _run(wait: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
@@ -130,7 +130,7 @@ _PROBE = "conditional-writes"
 _CLOCK_ERRORS = ("RequestTimeTooSkewed", "RequestExpired")  # codes in the body of a 403
 _STATUS = re.compile(r"status code: (\d{3})")
 _ODD_KEY = re.compile(r'Path "(.*?)"(?: contained|:)', re.DOTALL)
-# Any of them names the source of keys. Without one no request is signed, and no server is asked for
+# Any of them says where keys come from. Without one no request is signed, and nobody is asked for
 # keys: obstore would ask a cloud's metadata service, at an address that any network may answer.
 _KEYS = {
     *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE"),
@@ -141,11 +141,11 @@ _first_process: list[int] = []  # in which obstore runs; its threads do not surv
 
 
 class ObjectsUnreachable(CacheError, ConnectionError):
-    """The store did not answer, or answered with errors, in all attempts."""
+    """The store gave no answer, or an error, as often as it was asked."""
 
 
 class OddKey(CacheError):
-    """An object's key is not a path, which ends every list that contains it."""
+    """An object's key is not a path, which ends every list that it is in."""
 
 
 class NoBucket(CacheMissing):
@@ -179,7 +179,7 @@ class Bucket:
             return None
 
     def get(self, key: str, most_bytes: int = MOST_BYTES) -> bytes:
-        """Read an object of at most `max_bytes`; a larger one is not read.
+        """An object of at most so many bytes; of a larger one none is read.
 
         Raises CacheMissing, CacheDamaged (too large), ObjectsUnreachable, CacheNotWritable (not
         permitted).
@@ -218,11 +218,11 @@ class Bucket:
         return self._asked(key, read)
 
     def size(self, key: str) -> int:
-        """Return an object's size in bytes. Raises as `get`."""
+        """An object's bytes. Raises as `get`."""
         return int(self._asked(key, lambda client: client.head(key)["size"]))
 
     def part(self, key: str, start: int, num_bytes: int) -> bytes:
-        """Return the bytes from `start` on, fewer if the object ends before. Raises as `get`."""
+        """Bytes from `start` on, fewer where the object ends before. Raises as `get`."""
 
         def read(client: Any) -> bytes:
             found = client.get(key, options={"range": (start, start + num_bytes)})
@@ -244,14 +244,11 @@ class Bucket:
         return True
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put an object if there is none. Return False if one exists, perhaps with the same bytes.
-        """
+        """Put an object if there is none. Return False if there is one, maybe this very one."""
         return self._put(key, data, "create", "AlreadyExistsError")
 
     def replace(self, key: str, data: bytes, tag: str | None = None) -> None:
-        """Put an object over another one. tag: expected of the old one. Raises CacheBusy if it
-        differs.
-        """
+        """Put an object over another one. tag: what that must have; else raises CacheBusy."""
         mode: Any = "overwrite" if tag is None else {"e_tag": tag}
         if self._put(key, data, mode, "PreconditionError"):
             return
@@ -266,7 +263,7 @@ class Bucket:
             self._asked(key, lambda client: client.delete(key))
 
     def _put(self, key: str, data: bytes, mode: Any, refusal: str) -> bool:
-        """Put an object, again after a lost answer or a conflict (409); False after a `refusal`."""
+        """Put, again after an answer that was lost or a conflict (409); False after a `refusal`."""
         started = time.monotonic()
         for attempt in range(_PUTS):
             try:
@@ -282,7 +279,7 @@ class Bucket:
         raise AssertionError("the last put returned or raised")
 
     def list_files(self, prefix: str = "", max_keys: int = MAX_KEYS) -> Iterator[Listed]:
-        """Yield every object below a prefix, at any depth; a thousand per request.
+        """Every object below a prefix, at any depth; a thousand for each request.
 
         Raises as `get`; ListWithoutEnd if there are more than `max_keys`.
         """
@@ -336,7 +333,7 @@ class Bucket:
         return in_parallel(function, items) if num_bytes else map(function, items)
 
     def names(self, prefix: str = "") -> tuple[list[str], list[Listed]]:
-        """Return the folders and the objects directly below a prefix. Raises as `listed`."""
+        """The folders and the objects directly below a prefix. Raises as `listed`."""
         where = self.url / prefix
 
         def read(client: Any) -> Any:
@@ -350,9 +347,9 @@ class Bucket:
         return folders, [_listed(each) for each in objects]
 
     def refuse_unconditional(self) -> None:
-        """Raise CacheError if the store overwrites an object that a put should only create.
+        """Raise CacheError where the store overwrites what a put should only create.
 
-        Leaves an empty object, so that the next call needs one request.
+        Leaves an empty object, by which the next call needs one request.
         """
         if self.create(_PROBE, b"") and self.create(_PROBE, b""):
             raise CacheError(
@@ -381,7 +378,7 @@ class Bucket:
             raise self._refusal(key, error) from None
 
     def _refusal(self, key: str, error: Exception) -> CacheError:
-        """Return the error of a request for an object, without obstore's message."""
+        """What went wrong with an object, without a word of obstore's message."""
         if isinstance(error, CacheError):
             return error
         where, kind, text = self.url / key if key else self.url, type(error).__name__, str(error)
@@ -423,9 +420,9 @@ class Bucket:
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield function(item) of each item, in order, with many requests at a time.
+    """function(item) of each item, in order, with many requests at a time.
 
-    At most 32 results are kept before they are consumed.
+    At most 32 results are kept before they are asked for.
     """
     rest = iter(items)
     first = list(islice(rest, THREADS))
@@ -450,13 +447,12 @@ def _client_of(bucket: str, prefix: str) -> Any:
 
 
 def _may_succeed(error: Exception) -> bool:
-    """Return True if another attempt may succeed: the answer was lost, or another writer put (409).
-    """
+    """Return True if to put again: the answer was lost, or another writer is at work (409)."""
     return not isinstance(error, FileNotFoundError) and _status_of(error) in ("", "409")
 
 
 def _status_of(error: Exception) -> str:
-    """Return the HTTP status of the store's answer; "" if there was no answer."""
+    """The HTTP status that the store answered with; "" where there was no answer."""
     found = _STATUS.search(str(error))
     return found[1] if found else ""
 

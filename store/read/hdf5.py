@@ -50,7 +50,7 @@ HDF5_ERRORS = (
 
 @dataclass(frozen=True)
 class Extent:
-    """The position of a dataset's values in the file: C order, little endian."""
+    """Where the values of a dataset lie in the file: C order, little endian."""
 
     offset: int
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class Extent:
 
 @dataclass
 class Hdf5Layout:
-    """The datasets of a file: the position of each, each block's crc32c, or its fault."""
+    """The datasets of a file: where each lies, each block's crc32c, or what is wrong with it."""
 
     extents: dict[str, Extent] = field(default_factory=dict)
     checksums: dict[str, NDArray[np.uint32]] = field(default_factory=dict)  # (views, blocks)
@@ -77,9 +77,7 @@ def is_hdf5(path: Path) -> bool:
 
 
 def read_hdf5_manifest(path: Path) -> Manifest:
-    """Read the manifest. Raises CacheMissing (an HDF5 file, but no cache), CacheDamaged,
-    CacheMismatch.
-    """
+    """Raises CacheMissing (an HDF5 file, but no cache), CacheDamaged, CacheMismatch."""
     try:
         with h5py.File(path, "r") as file:
             if not _claims_to_be_a_cache(file):
@@ -93,10 +91,10 @@ def read_hdf5_manifest(path: Path) -> Manifest:
 
 
 def _claims_to_be_a_cache(file: h5py.File) -> bool:
-    """Return True if the attribute `format` names a cache.
+    """By its attribute `format`.
 
-    A string of any length is not read: it is in a heap without a checksum, where one changed bit
-    may make libhdf5 loop. The manifest contains the same.
+    A string of any length is not read: it lies in a heap without a checksum, in which one changed
+    bit may send libhdf5 round and round. The manifest says the same.
     """
     if not h5py.h5a.exists(file.id, b"format"):
         return False
@@ -129,7 +127,7 @@ def _manifest_text(file: h5py.File, path: Path) -> bytes:
 
 
 def read_layout(path: Path, manifest: Manifest, arrays: Iterable[str]) -> Hdf5Layout:
-    """Return the positions of these arrays, and of those in one piece. Raises CacheDamaged."""
+    """Where these arrays, and those stored in one piece, lie. Raises CacheDamaged."""
     layout = Hdf5Layout()
     whole = manifest.whole
     try:
@@ -149,14 +147,14 @@ def read_layout(path: Path, manifest: Manifest, arrays: Iterable[str]) -> Hdf5La
 
 
 def _planned(manifest: Manifest, name: str) -> tuple[tuple[int, ...], str]:
-    """Return the shape and dtype that the manifest implies."""
+    """The shape and dtype that the manifest implies."""
     if name in manifest.whole:
         return manifest.whole[name]
     return shape_in_file(manifest, name), manifest.arrays[name].dtype
 
 
 def shape_in_file(manifest: Manifest, array: str) -> tuple[int, ...]:
-    """Return the shape of an array's dataset."""
+    """The shape of an array's dataset."""
     spec = manifest.arrays[array]
     if spec.all_views:
         return (manifest.num_samples, *spec.shape)
@@ -165,7 +163,7 @@ def shape_in_file(manifest: Manifest, array: str) -> tuple[int, ...]:
 
 
 def first_row(manifest: Manifest, array: str, block: Block) -> int:
-    """Return the number of rows before those of a block in the array's dataset."""
+    """How many rows lie before those of a block in the array's dataset."""
     spec = manifest.arrays[array]
     if spec.all_views:
         return block.start
@@ -175,7 +173,7 @@ def first_row(manifest: Manifest, array: str, block: Block) -> int:
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.h5d.DatasetID:
-    """Return the dataset of that name if it is a plain one. Raises KeyError, ValueError."""
+    """The dataset of that name, if it is a plain one. Raises KeyError, ValueError."""
     if file.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
         raise ValueError(f"{name} is a link to something else, expected a dataset")
     found = h5py.h5o.open(file.id, name.encode())
@@ -185,7 +183,7 @@ def _dataset(file: h5py.File, name: str) -> h5py.h5d.DatasetID:
     if properties.get_layout() != h5py.h5d.CONTIGUOUS:
         raise ValueError(f"{name} is chunked, compact or virtual, expected contiguous")
     if properties.get_external_count() or properties.get_nfilters():
-        raise ValueError(f"{name} is in other files or is filtered, expected plain bytes")
+        raise ValueError(f"{name} lies in other files or is filtered, expected plain bytes")
     return found
 
 
@@ -200,17 +198,16 @@ def _extent(file: h5py.File, path: Path, name: str, shape: tuple[int, ...], dtyp
 
 
 def _offset(dataset: h5py.h5d.DatasetID, path: Path, num_bytes: int) -> int:
-    """Return the offset of the dataset's bytes. Raises ValueError if they are not all in the file.
-    """
+    """Where the dataset's bytes begin. Raises ValueError where they are not all in the file."""
     offset, size = dataset.get_offset(), os.stat(path).st_size
     stored = dataset.get_storage_size()
     if offset is None or stored != num_bytes or offset + num_bytes > size:
-        raise ValueError(f"dataset of {num_bytes:,} bytes is not in a file of {size:,}")
+        raise ValueError(f"dataset of {num_bytes:,} bytes does not lie in a file of {size:,}")
     return int(offset)
 
 
 def _checksums(file: h5py.File, path: Path, manifest: Manifest, name: str) -> NDArray[np.uint32]:
-    """Return the crc32c of each block's rows: (views, blocks) uint32."""
+    """(views, blocks) uint32: the crc32c of each block's rows."""
     shape = (manifest.num_views, manifest.blocks_per_view)
     dataset = h5py.h5o.open(file.id, name.encode())
     if not h5py.h5a.exists(dataset, BLOCK_CRC.encode()):
@@ -225,7 +222,7 @@ def _checksums(file: h5py.File, path: Path, manifest: Manifest, name: str) -> ND
 
 
 def copy_again(path: Path) -> str:
-    """Return the fix for a file that is not valid."""
+    """The fix for a file that is not valid."""
     file = shlex.quote(str(path))
     return f"copy it again, or export it again: {program_text('store')} export CACHE {file}"
 
@@ -239,7 +236,7 @@ def first_line(error: BaseException) -> str:
 def unreadable(path: Path, error: BaseException) -> CacheDamaged:
     """Return the error for a file that libhdf5 refuses, or that is not plain.
 
-    Raises `error` itself if it does not concern the file, as when too many files are open.
+    Raises `error` itself if it says nothing of the file, as when too many files are open.
     """
     if is_out_of_resources(error):
         raise error
@@ -248,7 +245,7 @@ def unreadable(path: Path, error: BaseException) -> CacheDamaged:
 
 
 def selection(manifest: Manifest, array: str, block: Block) -> Any:
-    """Return the part of the dataset that contains a block's rows."""
+    """The part of the dataset that holds a block's rows."""
     spec = manifest.arrays[array]
     if spec.all_views:
         return np.s_[block.start : block.stop]
@@ -270,9 +267,7 @@ class Hdf5Source:
 
     @classmethod
     def open(cls, path: Path) -> Hdf5Source:
-        """Open a file. Raises CacheMissing (an HDF5 file, but no cache), CacheDamaged,
-        CacheMismatch.
-        """
+        """Raises CacheMissing (an HDF5 file, but no cache), CacheDamaged, CacheMismatch."""
         return cls(path, read_hdf5_manifest(path))
 
     @property
@@ -281,8 +276,7 @@ class Hdf5Source:
 
     @property
     def coverage(self) -> Coverage:
-        """Return full coverage: only a complete cache is exported, and renamed when it is complete.
-        """
+        """Everything: only a complete cache is exported, and the file renamed when it is."""
         shape = (self.manifest.num_views, self.manifest.blocks_per_view)
         whole = np.broadcast_to(np.True_, shape)
         return Coverage(self.manifest, dict.fromkeys(self.manifest.arrays, whole))
@@ -300,7 +294,7 @@ class Hdf5Source:
             raise self._damaged(fault)
 
     def fetch(self, chunks: Sequence[tuple[str, Block]]) -> None:
-        """Do nothing: the file is local."""
+        """Do nothing: the file is here."""
 
     def at_once(
         self, function: Callable[[Item], Result], items: Iterable[Item], num_bytes: int
@@ -361,7 +355,7 @@ class Hdf5Source:
         return faults
 
     def _whole(self, name: str) -> tuple[NDArray[Any], str | None]:
-        """Return an array that is stored in one piece, and its fault."""
+        """An array that is stored in one piece, and what is wrong with it."""
         if name in self._layout.wrong:
             return np.empty(0), f"{name}: {self._layout.wrong[name]}"
         extent = self._layout.extents[name]
@@ -390,9 +384,7 @@ class Hdf5Source:
     def _pieces(
         self, offset: int, num_bytes: int, out: NDArray[Any] | None, check: Check | None
     ) -> tuple[int, str | None] | str:
-        """Return the crc32c of these bytes of the file and a value's fault, or why they cannot be
-        read.
-        """
+        """The crc32c of these bytes of the file, and a bad value; or why they cannot be read."""
         wanted = np.empty(0, np.uint8) if out is None else out.reshape(-1).view(np.uint8)
         try:
             with open_regular(self.path, follow=True) as file:

@@ -96,7 +96,7 @@ def info(
         Path | None, typer.Option(help="also draw a picture into this PNG file")
     ] = None,
 ) -> None:
-    """Print the content of a cache and its completeness."""
+    """Print what a cache holds and how much of it is complete."""
     found = details(path)
     if plot is not None:
         from teach_once.store.inspect.picture import picture
@@ -146,7 +146,7 @@ def _evaluations(path: Path) -> list[Path]:
 
 
 def _checked(path: Path, console: Console) -> int:
-    """Check one cache and print the result; 0 valid, 1 invalid, 2 unusable."""
+    """Check one cache and print what was found; 0 sound, 1 unsound, 2 unusable."""
     try:
         return _is_unsound(path, console)
     except CacheError as error:
@@ -213,7 +213,7 @@ def import_(
         "caches"
     ),
 ) -> None:
-    """Create a cache folder from an exported file."""
+    """Make a cache folder from an exported file."""
     new_console().print(f"{import_cache(file, caches)} is complete")
 
 
@@ -230,7 +230,7 @@ def copy(
         ),
     ],
 ) -> None:
-    """Copy a cache, verify each chunk, skip existing ones."""
+    """Copy a cache, verified; what is already there is not copied again."""
     from teach_once.runtime.command.progress import Progress as Counted
     from teach_once.store.move.copy import copy_cache, num_chunks
 
@@ -278,7 +278,7 @@ def trim(
         typer.Option(help="taps to delete, separated by commas: attention, attention1, hint, ..."),
     ] = "",
 ) -> None:
-    """Delete views and opt-in taps, including planned ones that were never finished."""
+    """Delete views and opt-in taps, also those that were planned and never finished."""
     freed = trim_cache(cache, num_views=views, drop_taps=[t for t in drop_taps.split(",") if t])
     manifest = open_source(cache).manifest
     new_console().print(

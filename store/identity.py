@@ -52,7 +52,7 @@ def evaluation_identity(
 
 
 def field_of(identity: Mapping[str, Any], *keys: str) -> Any:
-    """Return the value at these keys; None if there is none, as in a stranger's identity."""
+    """The value at these keys; None where there is none: an identity may come from a stranger."""
     value: Any = identity
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -60,7 +60,7 @@ def field_of(identity: Mapping[str, Any], *keys: str) -> Any:
 
 
 def with_weights(identity: Identity, sha256: str | None) -> Identity:
-    """Return the same identity with other weights."""
+    """The same identity with other weights."""
     return {**identity, "teacher": {**identity["teacher"], "weights_sha256": sha256}}
 
 
@@ -70,10 +70,10 @@ def knows_weights(identity: Identity) -> bool:
 
 
 def with_weights_of(expected: Identity, other: Identity) -> Identity:
-    """Return `expected`, completed with the weights of `other` if their known digits agree.
+    """`expected`, completed with the weights of `other` where all that is known of its own agrees.
 
-    An identity knows all digits of its weights' sha256, the first ones, or none. The origin of a
-    converted cache is copied too, because a config does not contain it.
+    An identity knows all digits of its weights' sha256, or the first ones, or none. What a cache
+    was converted from is taken over too: a config does not say it.
     """
     if isinstance(origin := other.get(CONVERTED_FROM), dict) and CONVERTED_FROM not in expected:
         expected = {**expected, CONVERTED_FROM: origin}
@@ -85,7 +85,7 @@ def with_weights_of(expected: Identity, other: Identity) -> Identity:
 
 
 def canonical_json(value: Any) -> str:
-    """Return the only spelling of a value: sorted keys, no spaces, ASCII, no NaN."""
+    """One spelling per value: sorted keys, no spaces, ASCII, no NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
@@ -108,7 +108,7 @@ _UNSET = canonical_json(None), None  # a key that is missing is as one that is n
 
 @dataclass(frozen=True)
 class Difference:
-    """A leaf that differs. field: its dotted key. None means a missing key."""
+    """One leaf that differs. field: its dotted key. None means a missing key."""
 
     field: str
     expected: Any
@@ -120,7 +120,7 @@ class Difference:
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[Difference]:
-    """Return every leaf that differs, in the order of the keys."""
+    """Every leaf that differs, in the order of the keys."""
     return list(_differences(expected, found, ""))
 
 
@@ -140,13 +140,13 @@ def _differences(
 
 
 def told(found: Sequence[object]) -> list[str]:
-    """Format the differences, a line each, up to a readable number, then the number of others."""
+    """A line each, and how many more there are where a file states more than can be read."""
     more = len(found) - _MOST_TOLD
     return [*map(str, found[:_MOST_TOLD]), *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of everything that is not a block."""
+    """(dotted key, value) of everything that is not a block."""
     if isinstance(value, Mapping) and value:
         blocks = value
     elif isinstance(value, list) and _holds_blocks(value):
@@ -174,13 +174,13 @@ def _holds_blocks(value: Any) -> TypeGuard[Sequence[Any]]:
 
 
 def _numbered(items: Sequence[Any], length: int = 0) -> dict[str, Any]:
-    """Return the values by position; empty blocks fill the list up to `length`."""
+    """By position; empty blocks fill it up to `length`."""
     filled = [*items, *[{}] * (length - len(items))]
     return {str(number): item for number, item in enumerate(filled)}
 
 
 def short_repr(value: Any) -> str:
-    """Format a value for a line: both ends of a digest. None means a missing key or null."""
+    """Short enough for a line: both ends of a digest. None is a key that is missing or null."""
     text = "not set" if value is None else repr(value)
     return one_line(text if len(text) <= _LONGEST else f"{text[:17]}...{text[-4:]}")
 
@@ -192,7 +192,8 @@ TAP_NAMES = "[A-Za-z0-9._-], of at most 64 characters, none of the store's own n
 
 
 def is_tap_name(name: str) -> bool:
-    """Return True if a tap, and its folder, can have this name next to the arrays of every cache.
+    """Return True if a tap, and its folder, can be called so beside the arrays that every cache
+    has.
     """
     return (
         re.fullmatch(NAME_PATTERN, name) is not None

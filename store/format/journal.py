@@ -1,8 +1,8 @@
-"""The journal: one line per committed block. A block exists only if it has a line here.
+"""The journal: one line per committed block. Only a line here makes a block exist.
 
-Each writer appends to a file of its own. Each line contains its own checksum. A crash may truncate
+Each writer appends to a file of its own. A line carries a checksum of itself; a crash may cut off
 the last line of a file, which then counts as never written. A line has exactly one spelling
-(canonical JSON) and is matched by a pattern, so nothing else is ever parsed.
+(canonical JSON), so that a pattern reads it: nothing is parsed that is not a line.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ ChunkKey = tuple[str, int, int]  # array, view, block index
 
 
 class Line(NamedTuple):
-    """A committed block. checksums: crc32c (hex) of each array's chunk."""
+    """One committed block. checksums: crc32c (hex) of each array's chunk."""
 
     identity: str
     view: int
@@ -76,7 +76,7 @@ class Line(NamedTuple):
 
 @dataclass
 class Journal:
-    """The committed chunks of a cache, and the places of unreadable lines.
+    """What is committed of a cache; and where there are lines that cannot be read.
 
     there, crc32c: array -> (views, blocks), whether a chunk is committed, and its checksum.
     """
@@ -87,7 +87,7 @@ class Journal:
 
     @classmethod
     def empty(cls, manifest: Manifest) -> Journal:
-        """Return a journal without lines; it allocates memory only for committed chunks."""
+        """Memory is taken only for what is then committed."""
         shape = (manifest.num_views, manifest.blocks_per_view)
         return cls(
             {array: np.zeros(shape, dtype=np.bool_) for array in manifest.arrays},
@@ -96,7 +96,7 @@ class Journal:
 
     @property
     def committed(self) -> dict[ChunkKey, str]:
-        """Return {chunk: crc32c (hex)} of all committed chunks."""
+        """Chunk -> crc32c (hex), of every committed chunk."""
         return {
             (array, int(view), int(block)): crc_hex(int(self.crc32c[array][view, block]))
             for array, there in self.there.items()
@@ -105,7 +105,7 @@ class Journal:
 
 
 class JournalWriter:
-    """Appends commits to a new file of the journal. identity: sha256 of the cache's identity."""
+    """Appends commits to a new file of the journal. identity: the sha256 of the cache's."""
 
     def __init__(self, cache: Path, identity: str, rank: int = 0) -> None:
         self._cache, self._identity = cache, identity[:IDENTITY_DIGITS]
@@ -124,10 +124,10 @@ class JournalWriter:
         self._size = 0  # bytes of whole lines
 
     def commit(self, block: Block, crc32c: Mapping[str, int]) -> None:
-        """Append one line and flush it to disk; when this returns, the block exists.
+        """Append one line and flush it to disk; when this returns the block exists.
 
-        crc32c: per zarr array. Raises OSError if the disk refuses the line, which then leaves no
-        trace; CacheError if the file has been removed, so that the block does not exist.
+        crc32c: per zarr array. Raises OSError if the disk refuses the line, of which nothing then
+        stays; CacheError if the file has been removed, so that the block does not exist.
         """
         checksums = {name: crc_hex(value) for name, value in crc32c.items()}
         line = Line(self._identity, block.view, block.index, block.rows, checksums)
@@ -162,11 +162,11 @@ class JournalWriter:
 
 
 def read_journal(cache: Path, manifest: Manifest) -> Journal:
-    """Read all files in the order of their numbers; of two lines for a chunk, the later one counts.
+    """Read all files in the order of their numbers; of two lines for a chunk the later one counts.
 
-    Lines of another identity, or of blocks of another size, count as damaged. Chunks beyond the
-    manifest's plan are ignored: an interrupted trim left them. A file that is not a journal counts
-    as damage too. Another process may remove files meanwhile, if it has dropped their lines.
+    Lines of another identity, or of blocks of another size, count as damaged. What lies beyond the
+    manifest's plan is left out: leftovers of an interrupted trim. A file that is not a journal is
+    damage, too. Another process may remove files meanwhile, whose lines it has dropped.
     """
     for _ in range(_LISTINGS):
         try:
@@ -191,9 +191,9 @@ def _read_files(cache: Path, manifest: Manifest) -> Journal:
 def read_journal_file(
     file: BinaryIO, path: Path, size: int, manifest: Manifest, journal: Journal
 ) -> bool:
-    """Enter the lines of one file; return True if any belongs to this cache.
+    """Enter the lines of one file; return True if any is of this cache.
 
-    path: for messages. Raises BadFile if the file is too large.
+    path: for messages. Raises BadFile where the file is too large.
     """
     identity = identity_sha256(manifest.identity)[:IDENTITY_DIGITS]
     damaged, is_ours = list[str](), False
@@ -211,8 +211,7 @@ def read_journal_file(
 
 
 def journal_text(identity: str, manifest: Manifest, committed: Mapping[ChunkKey, str]) -> bytes:
-    """Return a whole journal as one file, block by block. identity: sha256 of the cache's identity.
-    """
+    """A whole journal as one file, block by block. identity: the sha256 of the cache's."""
     of_block: dict[tuple[int, int], dict[str, str]] = {}
     for (array, view, block), checksum in committed.items():
         of_block.setdefault((view, block), {})[array] = checksum
@@ -226,12 +225,12 @@ def journal_text(identity: str, manifest: Manifest, committed: Mapping[ChunkKey,
 
 
 def is_journal_file(name: str) -> bool:
-    """Return True if this is the name of a journal file."""
+    """Return True if a file of the journal's folder, or an object, is one of lines."""
     return _FILE_NAME.fullmatch(name) is not None
 
 
 def enter_line(line: Line, manifest: Manifest, journal: Journal) -> bool:
-    """Record the chunks of a line; return False if its block has another number of rows."""
+    """Note the chunks of a line; False if its block has another number of rows."""
     view, block = line.view, line.block
     if view >= manifest.num_views or block >= manifest.blocks_per_view:
         return True
@@ -262,7 +261,7 @@ def forget(cache: Path, is_forgotten: Callable[[ChunkKey], bool], manifest: Mani
 
 
 def _without(text: bytes, is_forgotten: Callable[[ChunkKey], bool]) -> bytes:
-    """Return a line without these chunks; "" if it names no others."""
+    """A line without these chunks; empty if it names no others."""
     line = parse_line(text)
     if line is None:
         return text
@@ -277,7 +276,7 @@ def _without(text: bytes, is_forgotten: Callable[[ChunkKey], bool]) -> bytes:
 
 
 def _file_names(cache: Path, others: list[str] | None = None) -> list[str]:
-    """Return the journal's files in order. others: collects names of other files."""
+    """The files of the journal, in order. others: takes those that are called otherwise."""
     try:
         names = sorted(listed_inside(cache, JOURNAL))
     except FileNotFoundError:
@@ -296,7 +295,7 @@ def _opened(cache: Path, name: str) -> BinaryIO:
 def _lines(
     file: BinaryIO, path: Path, size: int, most_bytes: int, damaged: list[str]
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield the place and text of each whole line. damaged: collects the places of other text."""
+    """Yield the place and text of each whole line. damaged: takes the places of other text."""
     if size > most_bytes:
         raise BadFile(path, f"has {size:,} bytes, expected at most {most_bytes:,}")
     for number, text in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
@@ -310,18 +309,18 @@ def _lines(
 
 
 def _may_be_torn(text: bytes) -> bool:
-    """Return True if a line that a crash truncated could begin like this."""
+    """Return True if a line may have begun so, which a crash cut off."""
     return text.startswith(_START[: len(text)])
 
 
 def most_journal_bytes(manifest: Manifest) -> int:
-    """Return an upper bound of the journal's size, even if each block was written twice."""
+    """More than the journal of such a cache ever has, even if each block was written twice."""
     line = 150 + sum(2 * len(array) + 16 for array in manifest.arrays)
     return 2 * line * manifest.num_views * manifest.blocks_per_view + SPARE_BYTES
 
 
 def parse_line(text: bytes) -> Line | None:
-    """Parse a line without its newline; None if it is damaged or spelled differently."""
+    """What a line says, without its newline; None where it is damaged or spelled otherwise."""
     match = _LINE.fullmatch(text)
     if match is None:
         return None
@@ -342,7 +341,7 @@ def _taps_text(arrays: list[str]) -> bytes:
 
 
 def line_text(line: Line) -> bytes:
-    """Return the only spelling of a line, without its newline."""
+    """The only spelling of a line, without its newline."""
     content = {
         "identity": line.identity,
         "taps": sorted({tap_of(array) for array in line.checksums}),
@@ -359,14 +358,14 @@ Mask = NDArray[np.bool_]
 
 
 class Coverage:
-    """The committed chunks of a cache. there: array -> (views, blocks), True if committed."""
+    """there: array -> (views, blocks), whether the chunk is committed."""
 
     def __init__(self, manifest: Manifest, there: Mapping[str, Mask]) -> None:
         self._manifest, self.there = manifest, dict(there)
 
     @classmethod
     def nothing(cls, manifest: Manifest) -> Coverage:
-        """Return the coverage of a cache without any block."""
+        """Return the coverage of a cache that is not begun."""
         shape = (manifest.num_views, manifest.blocks_per_view)
         return cls(manifest, {array: np.zeros(shape, np.bool_) for array in manifest.arrays})
 
@@ -381,7 +380,7 @@ class Coverage:
 
     @property
     def fraction(self) -> float:
-        """Return the fraction of all planned chunks that is committed."""
+        """The fraction of all planned chunks."""
         counts = [np.count_nonzero(mask) / mask.size for mask in self.there.values()]
         return float(sum(counts) / len(counts))
 
@@ -391,7 +390,7 @@ class Coverage:
 
     @property
     def num_bytes(self) -> int:
-        """Return the bytes on disk of all committed chunks, valid or not."""
+        """Bytes on disk of all committed chunks, sound or not."""
         arrays = self._manifest.arrays
         return sum(
             int(np.count_nonzero(mask)) * self._manifest.chunk_file_bytes(arrays[array])
@@ -399,11 +398,11 @@ class Coverage:
         )
 
     def incomplete_taps(self, num_views: int) -> set[str]:
-        """Return the taps that lack a chunk in the first views."""
+        """Taps of which the first views lack some chunk."""
         return {tap_of(array) for array, mask in self.there.items() if not mask[:num_views].all()}
 
     def lacking(self, tap: str, num_views: int) -> Mask:
-        """Return a mask (num_views, blocks): True if an array of this tap is missing."""
+        """(num_views, blocks): whether an array of this tap is missing there."""
         whole = np.ones((num_views, self._manifest.blocks_per_view), dtype=np.bool_)
         for array, mask in self.there.items():
             if tap_of(array) == tap:
@@ -411,28 +410,26 @@ class Coverage:
         return ~whole
 
     def lacking_any(self, taps: Collection[str], num_views: int) -> Mask:
-        """Return a mask (num_views, blocks): True if one of these taps is missing."""
+        """(num_views, blocks): whether one of these taps is missing there."""
         lacks = np.zeros((num_views, self._manifest.blocks_per_view), dtype=np.bool_)
         for tap in taps:
             lacks |= self.lacking(tap, num_views)
         return lacks
 
     def first_lacking_view(self, tap: str, num_views: int) -> int | None:
-        """Return the first view that lacks a chunk of the tap; None if all views have it."""
+        """The first view that lacks some of the tap; None where all have it."""
         views = self.lacking(tap, num_views).any(axis=1)
         return int(views.argmax()) if views.any() else None
 
     def num_complete_views(self) -> int:
-        """Return the number of views, from the first on, that have every required tap."""
+        """How many views, from the first on, have every tap that a cache cannot lack."""
         optional = optional_taps(self._manifest.taps)
         taps = [tap for tap in self._manifest.stored if tap not in optional]
         lacks = self.lacking_any(taps, self._manifest.num_views)
         return _first_true(np.logical_or.reduce(lacks, axis=1))
 
     def missing(self, num_views: int | None = None) -> Iterator[tuple[str, int, int]]:
-        """Yield (array, view, block index) of each missing chunk of the first views, in block
-        order.
-        """
+        """(array, view, block index) of what the first views lack, in the order of the blocks."""
         views = self._manifest.num_views if num_views is None else num_views
         lacks = self.lacking_any(list(self._manifest.stored), views)
         for position in np.flatnonzero(lacks):
@@ -442,7 +439,7 @@ class Coverage:
                     yield array, view, block
 
     def num_missing(self, num_views: int | None = None) -> int:
-        """Return the number of missing chunks of the first views."""
+        """How many chunks the first views lack."""
         parts = [mask[:num_views] for mask in self.there.values()]
         return sum(part.size - int(np.count_nonzero(part)) for part in parts)
 
@@ -451,5 +448,5 @@ class Coverage:
 
 
 def _first_true(mask: Mask) -> int:
-    """Return the index of the first True of a (N,) mask; N if there is none."""
+    """The index of the first True of a (N,) mask; N where there is none."""
     return int(mask.argmax()) if mask.any() else len(mask)

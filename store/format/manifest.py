@@ -1,4 +1,4 @@
-"""manifest.json: the definition of a cache. FORMAT.md describes its keys."""
+"""manifest.json: what a cache is. Its keys are described in FORMAT.md."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class Problem(NamedTuple):
-    """An invalid field. expected: in words."""
+    """A field that is not what it must be. expected: in words."""
 
     field: str
     expected: str
@@ -83,7 +83,7 @@ class Problem(NamedTuple):
 
     @property
     def is_of_another_version(self) -> bool:
-        """Return True if a program of another version wrote the document."""
+        """Return True if a program of another version wrote the document, with other keys."""
         return self.expected in (_MISSING, _UNKNOWN) or self.field == "format_version"
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class _Document(BaseModel):
 
 
 class TapDocument(_Document):
-    """The storage of a tap."""
+    """How a tap is stored."""
 
     shape: Annotated[list[Extent], Field(max_length=6)]
     dtype: Literal["float16", "float32", "uint8"]
@@ -105,7 +105,7 @@ class TapDocument(_Document):
 
 
 class CanaryDocument(_Document):
-    """The hashed views and their hash."""
+    """Which views were hashed, and their hash."""
 
     samples: Annotated[list[Count], Field(max_length=1000)]
     views: Annotated[list[Count], Field(max_length=1000)]
@@ -128,7 +128,7 @@ Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+~!-]{1,64}$")]
 
 
 class ManifestDocument(_Document):
-    """The keys of manifest.json, except its own checksum."""
+    """The keys of manifest.json, but for its own checksum."""
 
     format: Literal["teach-once-cache"]
     format_version: Literal[1]
@@ -164,7 +164,7 @@ class ManifestDocument(_Document):
 
 
 def check_document(content: object) -> Problem | ManifestDocument:
-    """Return the document, or its first problem."""
+    """Return the document, or the first thing that is wrong with it."""
     if isinstance(content, dict) and _has_other_version(content.get("format_version")):
         return Problem("format_version", str(FORMAT_VERSION), content["format_version"])
     try:
@@ -179,7 +179,7 @@ def _has_other_version(version: object) -> bool:
 
 
 def first_problem(error: ValidationError) -> Problem:
-    """Return the first invalid field, in this project's words."""
+    """The first field that does not fit, in the words of this project."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "the document"
     if first["type"] == "missing":
@@ -193,7 +193,7 @@ def first_problem(error: ValidationError) -> Problem:
 
 
 def in_short(value: object) -> str:
-    """Format a value for a message; of a list or an object only its size."""
+    """A value for a message: of a list or an object only its size."""
     if isinstance(value, dict):
         return f"an object of {len(value):,} keys"
     if isinstance(value, list | tuple) and len(value) > 8:
@@ -296,9 +296,7 @@ _DERIVED = {"format", "format_version", "identity_sha256"}
 
 @dataclass(frozen=True)
 class Manifest:
-    """The definition of a cache. measured: the teacher's metrics, from the pass that completed the
-    cache.
-    """
+    """What a cache is. measured: of the teacher, by the pass that completed the cache."""
 
     teacher: str
     identity: Identity
@@ -316,18 +314,17 @@ class Manifest:
 
     @cached_property
     def stored(self) -> dict[str, TapSpec]:
-        """Return the contents of each block: the taps, and the samples' digests like another tap.
-        """
+        """The contents of each block: the taps and, like another tap, the samples' digests."""
         return {**self.taps, SAMPLE_DIGEST: DIGEST_SPEC}
 
     @cached_property
     def arrays(self) -> dict[str, ArraySpec]:
-        """Return all zarr arrays that are written in blocks."""
+        """All zarr arrays that are written in blocks."""
         return arrays_of(self.stored)
 
     @property
     def whole(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Return {name: (shape, dtype)} of the arrays that are stored in one piece."""
+        """Name -> shape and dtype of the arrays that are stored in one piece."""
         shapes = {
             LABELS: ((self.num_samples,), LABELS_DTYPE),
             PREVIEW: (tuple(self.preview_shape), "uint8"),
@@ -336,20 +333,19 @@ class Manifest:
 
     @property
     def array_names(self) -> tuple[str, ...]:
-        """Return the names of all arrays, in blocks and in one piece."""
+        """The names of all arrays, in blocks and in one piece."""
         return (*self.arrays, *self.whole)
 
     @property
     def num_classes(self) -> int:
-        """Return the number of classes of the logits; 0 without classes and logits."""
+        """How many classes the logits are of; 0 without classes and logits."""
         if self.class_names is not None:
             return len(self.class_names)
         return self.taps["logits"].shape[0] if "logits" in self.taps else 0
 
     @property
     def measured_views(self) -> int:
-        """Return the number of views on which the teacher was measured: all, unless stated
-        otherwise.
+        """How many views the teacher's agreement was measured on: all, unless stated otherwise.
 
         0 if nothing was measured.
         """
@@ -357,8 +353,7 @@ class Manifest:
 
     @property
     def measured_with_views(self) -> dict[str, Any]:
-        """Return the measurements, stating the number of views, for a manifest with another number.
-        """
+        """What was measured, stating on how many views, for a manifest with another number."""
         return {**self.measured, "views": self.measured_views} if self.measured else {}
 
     @property
@@ -370,13 +365,11 @@ class Manifest:
         return sum(spec.bytes_per_record for spec in self.taps.values())
 
     def scale_of(self, array: str) -> str | None:
-        """Return "row" or "block" if the array contains the scales of a tap's codes, otherwise
-        None.
-        """
+        """ "row" or "block" if the array holds the scales of a tap's codes, else None."""
         return self.taps[tap_of(array)].scale if array.endswith(".scale") else None
 
     def rows_in(self, spec: ArraySpec, block: Block) -> int:
-        """Return the number of rows of an array in a block."""
+        """How many rows of an array one block fills."""
         return 1 if spec.per_block else block.rows
 
     def chunk_rows(self, spec: ArraySpec) -> int:
@@ -390,14 +383,14 @@ class Manifest:
         return Block(view, index, start, min(start + self.block_rows, self.num_samples))
 
     def blocks(self, num_views: int | None = None) -> Iterator[Block]:
-        """Yield the blocks of the first views (default: of all), view by view."""
+        """The blocks of the first views (default: of all), view by view."""
         for view in range(self.num_views if num_views is None else num_views):
             for index in range(self.blocks_per_view):
                 yield self.block(view, index)
 
 
 def manifest_text(manifest: Manifest) -> bytes:
-    """Return the bytes of manifest.json."""
+    """The bytes of manifest.json."""
     content = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(manifest)}
     content["identity_sha256"] = identity_sha256(manifest.identity)
     content["manifest_crc32c"] = _json_crc(content)
@@ -405,17 +398,16 @@ def manifest_text(manifest: Manifest) -> bytes:
 
 
 def write_manifest(cache: Path, manifest: Manifest) -> None:
-    """Replace the manifest. Raises CacheError if no reader would accept it."""
+    """Replace the manifest. Raises CacheError where no reader would accept it."""
     text = manifest_text(manifest)
     parse_manifest(text, cache / MANIFEST, fix="change that, then run again")
     write_inside(cache, MANIFEST, text)
 
 
 def read_manifest(cache: Path) -> Manifest:
-    """Read a cache's manifest.
+    """Raises CacheMissing, CacheDamaged or (another format version) CacheMismatch.
 
-    A damaged one is read again first, because a network may have truncated it. Raises CacheMissing,
-    CacheDamaged, or CacheMismatch for another format version.
+    A damaged one is read again before it is called so: a network may have cut it off.
     """
     try:
         return _read_once(cache)
@@ -440,9 +432,9 @@ def _read_once(cache: Path) -> Manifest:
 
 
 def refuse_other_name(cache: Path, manifest: Manifest) -> None:
-    """Raise CacheMismatch if the folder is named after another identity of the same teacher.
+    """Raise CacheMismatch where the folder is named for another identity of the same teacher.
 
-    A folder whose name has another form was named by the user.
+    A folder whose name has another form is a user's own, and may be called anything.
     """
     digits = identity_sha256(manifest.identity)[:8]
     named = re.fullmatch(rf"{re.escape(manifest.teacher)}-([0-9a-f]{{8}})", cache.absolute().name)
@@ -455,7 +447,7 @@ def refuse_other_name(cache: Path, manifest: Manifest) -> None:
 
 
 def parse_manifest(text: bytes, path: Path, fix: str | PassCommand | None = None) -> Manifest:
-    """Parse the bytes of `manifest_text`. path: for messages.
+    """The manifest that `manifest_text` wrote. path: for the message of an error.
 
     fix: of damage; default: another pass. Raises as `read_manifest`.
     """
@@ -471,7 +463,7 @@ def parse_manifest(text: bytes, path: Path, fix: str | PassCommand | None = None
 
 
 def _checked_content(text: bytes, path: Path, fix: str | PassCommand) -> dict[str, Any]:
-    """Return the object in these bytes without its checksum, which is verified."""
+    """The object in these bytes, without its checksum, which is right."""
     problem = "its contents do not match its checksum"
     try:
         content = parse_json(text, path)
@@ -500,7 +492,7 @@ def _other_version(path: Path, fix: str | PassCommand) -> CacheMismatch:
 
 
 def teacher_of(cache: Path) -> str:
-    """Return the teacher's name from the name of a cache's folder, or of the target of a link."""
+    """Return the teacher's name, from the name of a cache's folder, or of what a link leads to."""
     with suppress(TypeError):  # a URL
         cache = Path(os.path.realpath(cache))
     name = cache.name.rpartition("-")[0]

@@ -19,14 +19,13 @@ from numpy.typing import NDArray
 
 from teach_once.store.identity import identity_sha256
 
-CLASS, REST = ".class", ".rest"  # suffixes of the arrays next to the values
+CLASS, REST = ".class", ".rest"  # suffixes of the arrays beside the values
 
 
 def cut_rows(values: NDArray[np.float32], k: int) -> dict[str, NDArray[np.generic]]:
-    """Keep the k largest of (R, K) float32 values per row, K > k.
+    """(R, K) float32 with K > k -> {"": (R, k) float16, ".class": (R, k) uint16, ".rest": (R,)}.
 
-    Returns {"": (R, k) float16, ".class": (R, k) uint16, ".rest": (R,)}. Equal values are kept in
-    the order of their classes.
+    Equal values are kept in the order of their classes.
     """
     order = np.argsort(-values, axis=1, kind="stable")
     classes, others = order[:, :k], np.take_along_axis(values, order[:, k:], axis=1)
@@ -45,7 +44,7 @@ def expanded_rows(
     rest: NDArray[np.float16],
     num_classes: int,
 ) -> NDArray[np.float32]:
-    """Invert `cut_rows`: (R, K) float32."""
+    """The inverse: (R, K) float32."""
     share = rest.astype(np.float32) - np.float32(math.log(num_classes - values.shape[1]))
     rows = np.repeat(share[:, None], num_classes, axis=1)
     np.put_along_axis(rows, classes.astype(np.int64), values.astype(np.float32), axis=1)
@@ -53,14 +52,14 @@ def expanded_rows(
 
 
 def compact_names(tap: str) -> tuple[str, str, str]:
-    """Return the arrays of a truncated tap: values, classes, rest."""
+    """The arrays of a cut tap: values, classes, rest."""
     return tap, tap + CLASS, tap + REST
 
 
 def expanded(
     arrays: Mapping[str, NDArray[np.generic]], tap: str, num_classes: int
 ) -> NDArray[np.float32]:
-    """Apply `expanded_rows` to arrays by name."""
+    """`expanded_rows` of arrays by name."""
     values, classes, rest = (arrays[name] for name in compact_names(tap))
     return expanded_rows(values, classes, rest, num_classes)  # type: ignore[arg-type]
 
@@ -76,7 +75,7 @@ PREVIEW = "preview"
 SAMPLE_DIGEST = "sample_digest"
 DIGEST_BYTES = 16  # BLAKE2b-128
 CHECKSUM_BYTES = 4
-SUFFIXES = (".scale", CLASS, REST)  # of arrays next to a tap's own
+SUFFIXES = (".scale", CLASS, REST)  # of arrays beside a tap's own
 
 MAX_CHUNK_BYTES = 16 * 2**20
 MAX_BLOCK_ROWS = 4096  # so that a kill costs seconds of teacher time, not minutes
@@ -92,7 +91,7 @@ _FILL: dict[str, float | int] = {
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One zarr array of the group: the shape and dtype of a row, and what a row belongs to.
+    """One zarr array of the group: the shape and dtype of a row, and what has a row.
 
     A row belongs to a sample of one view, or (per_block) to a block, or (all_views) to a sample in
     every view: such an array has no dimension of views.
@@ -109,19 +108,19 @@ class ArraySpec:
 
     @property
     def fill_value(self) -> float | int:
-        """Return the value of a row that was never written: NaN, or 255 for small integers."""
+        """What a row that was never written reads as: NaN, or 255 for small integers."""
         return _FILL[self.dtype]
 
 
 @dataclass(frozen=True)
 class TapSpec:
-    """The shape of one record's values, and their stored dtype.
+    """Shape of one record's values, and the dtype they are stored in.
 
-    dtype: "float16", "float32" or "uint8". stage: for a hint, the stage of the map. scale: None if
-    the values are stored as they are, otherwise the base of the uint8 codes: "row" (lowest value
-    and step of each record) or "block" (those of each channel over a block). top: the number of
-    largest logits that are stored, see `store.format.spec`. Scaled and truncated taps are read as
-    float32.
+    dtype: "float16", "float32" or "uint8". stage: for a hint, the stage whose map it is.
+    scale: None where the values are stored as they are, else what a uint8 code is relative to:
+    "row" (lowest value and step of each record) or "block" (those of each channel over a block).
+    top: of logits of which only so many, the largest, are stored, see `store.format.spec`. Scaled
+    and cut taps are read as float32.
     """
 
     shape: tuple[int, ...]
@@ -132,7 +131,7 @@ class TapSpec:
 
     @property
     def bytes_per_record(self) -> int:
-        """Return the bytes on disk, without the per-block scales, which are small."""
+        """Bytes on disk, without the per-block scales, which are small."""
         rows = [spec for spec in self.arrays("").values() if not spec.per_block]
         return sum(spec.bytes_per_row for spec in rows)
 
@@ -142,13 +141,13 @@ class TapSpec:
 
     @property
     def read_bytes_per_record(self) -> int:
-        """Return the bytes in memory, where a truncated tap stays as it is stored."""
+        """Bytes in memory, where a cut tap is held as it is stored."""
         if self.top:
             return self.bytes_per_record
         return math.prod(self.shape) * np.dtype(self.read_dtype).itemsize
 
     def arrays(self, name: str) -> dict[str, ArraySpec]:
-        """Return the zarr arrays of the tap `name`."""
+        """The zarr arrays that hold the tap called `name`."""
         if self.top:
             return {
                 name: ArraySpec((self.top,), self.dtype),
@@ -189,7 +188,7 @@ def arrays_of(taps: Mapping[str, TapSpec]) -> dict[str, ArraySpec]:
 
 
 def tap_of(array: str) -> str:
-    """Return the tap that an array belongs to."""
+    """The tap that an array belongs to."""
     return next((array.removesuffix(end) for end in SUFFIXES if array.endswith(end)), array)
 
 
@@ -199,20 +198,20 @@ def is_opt_in(tap: str) -> bool:
 
 
 def optional_taps(taps: Iterable[str]) -> set[str]:
-    """Return the taps that may be removed from a cache: the opt-in ones, if others are left."""
+    """Those without which a cache of these taps would still be one: the opt-in ones, if others
+    are left."""
     taps = set(taps)
     opt_in = set(filter(is_opt_in, taps))
     return opt_in if opt_in < taps else set()
 
 
 def kind_of(tap: str) -> str:
-    """Return a tap's name without the number of its stage: "attention3" -> "attention"."""
+    """Without the number of its stage: "attention3" -> "attention"."""
     return tap.rstrip("0123456789")
 
 
 def default_block_rows(taps: Mapping[str, TapSpec], num_samples: int) -> int:
-    """Return the largest power of two that keeps every chunk within 16 MiB and wastes little of it.
-    """
+    """The largest power of two that keeps every chunk within 16 MiB, and wastes little of it."""
     widest = max(spec.bytes_per_record for spec in taps.values())
     fitting = max(1, MAX_CHUNK_BYTES // widest)
     rows = min(1 << (fitting.bit_length() - 1), MAX_BLOCK_ROWS)
@@ -224,10 +223,11 @@ def cache_path(caches_dir: Path, teacher: str, identity: Mapping[str, Any]) -> P
 
 
 def chunk_name(array: str, spec: ArraySpec, block: Block) -> str:
-    """Return the file of a chunk in a cache: `teacher.zarr/<array>/c.<view>.<block>`.
+    """The file of one chunk in a cache: `teacher.zarr/<array>/c.<view>.<block>`.
 
-    Another `.0` follows for each inner dimension. An array that is the same in all views has
-    `c.<block>`.
+    Another `.0` follows for each inner dimension.
+
+    `c.<block>` of an array that is the same in all views.
     """
     inner = ".0" * len(spec.shape)
     view = "" if spec.all_views else f".{block.view}"
@@ -235,18 +235,18 @@ def chunk_name(array: str, spec: ArraySpec, block: Block) -> str:
 
 
 def chunk_path(cache: Path, array: str, spec: ArraySpec, block: Block) -> Path:
-    """Return the path of that file."""
+    """Where that file is."""
     return cache / chunk_name(array, spec, block)
 
 
 def crc32c(data: NDArray[Any]) -> int:
-    """Return the CRC-32C (Castagnoli) of an array's bytes in C order."""
+    """CRC-32C (Castagnoli) of an array's bytes in C order."""
     flat = data.reshape(-1).view(np.uint8)
     return int(google_crc32c.value(flat))
 
 
 def bytes_crc32c(data: bytes) -> int:
-    """Return the CRC-32C (Castagnoli) of bytes."""
+    """CRC-32C (Castagnoli) of bytes."""
     return int(google_crc32c.value(data))
 
 
@@ -257,8 +257,7 @@ def crc_hex(value: int) -> str:
 def encode_chunk(
     rows: NDArray[Any], spec: ArraySpec, chunk_rows: int
 ) -> tuple[NDArray[np.uint8], int]:
-    """Return the bytes of a chunk file, short blocks padded with the fill value, and their crc32c.
-    """
+    """A chunk file's bytes, short blocks padded with the fill value, and their crc32c."""
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     payload = np.full((chunk_rows, *spec.shape), spec.fill_value, dtype=dtype)
     payload[: len(rows)] = rows
@@ -267,7 +266,7 @@ def encode_chunk(
 
 
 def with_checksum(payload: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the bytes of an array, followed by the four bytes of their crc32c."""
+    """The bytes of an array, followed by the four of their crc32c."""
     trailer = np.array([crc32c(payload)], dtype="<u4")
     return np.concatenate([payload.reshape(-1).view(np.uint8), trailer.view(np.uint8)])
 
@@ -283,12 +282,10 @@ def metadata_names(arrays: Iterable[str]) -> set[str]:
 
 
 def next_path(file: Path) -> Path:
-    """Return the path of a zarr.json's successor, until the manifest has its checksum and it is
-    renamed.
-    """
+    """The successor of a zarr.json, until the manifest has its checksum and it is renamed."""
     return file.with_name(f"{file.name}.next")
 
 
 def whole_name(name: str, num_dims: int) -> str:
-    """Return the file of an array that is stored in one piece."""
+    """The only chunk, in a cache, of an array that is stored in one piece."""
     return f"{ZARR_GROUP}/{name}/c" + ".0" * num_dims

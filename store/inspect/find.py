@@ -1,4 +1,4 @@
-"""Find the cache of an identity among those of a folder or a URL, whatever its name."""
+"""Finds the cache of an identity among those of a folder or a URL, whatever it is called."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ def find_cache(
 ) -> TeacherCache:
     """Open the cache of exactly this identity. num_views and taps as in `TeacherCache.open`.
 
-    If the weights file is missing, so that the identity does not contain its full digest, the one
-    cache that agrees in all known fields is opened; CacheAmbiguous if there are several. Raises
-    CacheMissing if `teacher` has no cache at all, otherwise CacheMismatch with the differences from
-    the nearest one.
+    Where the weights file is missing, so that the identity does not know its weights, the one cache
+    that agrees in all that is known; CacheAmbiguous if there are several. Raises CacheMissing where
+    `teacher` has no cache at all, else CacheMismatch with the differences from the nearest one.
     """
     exact = cache_folder(caches_dir, teacher, identity)
     if has_manifest(exact):
@@ -77,7 +76,7 @@ def _not_found(
 
 
 def cache_folder(caches_dir: Path, teacher: str, identity: Identity) -> Path:
-    """Return the folder of the cache of this identity, existing or not.
+    """The folder of the cache of this identity, existing or to be created.
 
     A folder of the usual name comes first, even if its manifest cannot be read.
     """
@@ -94,8 +93,7 @@ def has_manifest(path: Path) -> bool:
 
 
 def other_dataset_state(caches_dir: Path, identity: Identity) -> TeacherCache | None:
-    """Return the newest complete cache that differs from `identity` in the samples alone, if any.
-    """
+    """The newest complete cache that differs from `identity` in the samples alone, if any."""
     paths = [p for p, other in _identities(caches_dir) if differs_in_samples_alone(identity, other)]
     for path in sorted(paths, key=_seconds, reverse=True):
         try:
@@ -111,7 +109,7 @@ def _seconds(path: Path) -> float:
 
 
 def differs_in_samples_alone(identity: Identity, other: Identity) -> bool:
-    """Return True if nothing but the dataset's digest differs. Unknown weights match any."""
+    """Return True if nothing but the dataset's digest differs. Unknown weights may be any."""
     differing = _differences_but_unknown_weights(identity, other)
     return [each.field for each in differing] == ["dataset.digest"]
 
@@ -121,7 +119,7 @@ def _differences_but_unknown_weights(identity: Identity, other: Identity) -> lis
 
 
 def _identities(caches_dir: Path) -> Iterator[tuple[Path, Identity]]:
-    """Return every cache in a folder, or below a URL, with a readable manifest, by name."""
+    """Every cache in a folder, or below a URL, with a manifest that can be read, by name."""
     place = place_at(caches_dir)
     paths = [caches_dir / name for name in sorted(place.list_folders())]
     for path, identity in zip(paths, place.at_once(_identity_at, paths, len(paths)), strict=True):
@@ -130,7 +128,7 @@ def _identities(caches_dir: Path) -> Iterator[tuple[Path, Identity]]:
 
 
 def _identity_at(path: Path) -> Identity | None:
-    """Return the identity of a cache. Raises ObjectsUnreachable, NoBucket."""
+    """Raises ObjectsUnreachable, NoBucket."""
     try:
         return manifest_at(place_at(path)).identity
     except (ObjectsUnreachable, NoBucket, CacheNotWritable):

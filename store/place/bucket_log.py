@@ -2,11 +2,11 @@
 
 Nothing is locked, renamed or appended, so any number of writers may commit the same block at the
 same time, and each may be killed at any moment. A writer keeps an intact chunk that already exists.
-Devices round differently, and either result is valid. So the line names the checksums of the stored
-chunks, whichever writer put them. Only the line makes the block exist.
+Devices round differently, and either result is valid. So the line names the checksums of the chunks
+that are stored, whichever writer put them. Only the line makes the block exist.
 
-A block's lines are numbered objects, `journal/<view>/<block>/<number>.jsonl`, which never change. A
-block that is committed again, because it was damaged or taps were added, takes the next number.
+A block's lines are numbered objects, `journal/<view>/<block>/<number>.jsonl`. None is ever changed:
+what is committed again, because it was damaged or taps were added, takes the next number.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ _TRIES = 5  # to put one chunk, while others put and replace it
 class Committed(NamedTuple):
     """A block that exists. checksums: crc32c (hex) of each array's chunk.
 
-    adopted: arrays whose chunks another writer put, with other bytes. is_new: True if this call put
-    the line, False if the same line existed. number: of that line.
+    adopted: arrays whose chunks another writer put, with other bytes than ours. is_new: whether
+    this call put the line; else the same one was there. number: of that line.
     """
 
     checksums: dict[str, str]
@@ -87,15 +87,15 @@ def commit_block(
     unsound: Collection[str] = (),
     known: Collection[str] = (),
 ) -> Committed:
-    """Put a block's chunks, or adopt existing ones; then put its line.
+    """Put a block's chunks, or adopt those that are there; then its line.
 
-    chunks: array -> the bytes of its chunk with their checksum, from `encode_chunk`. number: the
-    first number that the line may have. unsound: arrays whose chunks differ from an earlier line;
-    these are replaced, unless they have the given bytes. known: arrays whose exact bytes are known
-    to exist and are not put again.
+    chunks: array -> the bytes of its chunk, with their checksum, as `encode_chunk` makes them.
+    number: the first that the line may have. unsound: arrays whose chunks were found not to be
+    what an earlier line says; whatever is there of them is replaced, unless it has these bytes.
+    known: arrays of which these very bytes are there for sure, and are not put again.
 
-    Raises SamplesChanged if the stored digests of the samples differ; CacheBusy if other processes
-    keep replacing a chunk; ObjectsUnreachable, which names the object.
+    Raises SamplesChanged where the samples' checksums are there and others; CacheBusy where other
+    processes keep replacing a chunk; ObjectsUnreachable, which names the object.
     """
     arrays = manifest.arrays
     keys = {array: chunk_name(array, arrays[array], block) for array in chunks}
@@ -119,12 +119,12 @@ def commit_block(
 
 
 def line_key(view: int, block: int, number: int) -> str:
-    """Return the key of a line: `journal/<view>/<block>/<number>.jsonl`."""
+    """The object of one line: `journal/<view>/<block>/<number>.jsonl`."""
     return f"{JOURNAL}/{view}/{block}/{number:06d}.jsonl"
 
 
 def is_sound(chunk: bytes) -> bool:
-    """Return True if a chunk's bytes match the checksum at its end."""
+    """Return True if a chunk's bytes are those of the checksum that ends them."""
     return len(chunk) > CHECKSUM_BYTES and (bytes_crc32c(chunk[:-CHECKSUM_BYTES]) == _stated(chunk))
 
 
@@ -133,7 +133,7 @@ def _stated(chunk: bytes) -> int:
 
 
 def _put_or_adopt(objects: Bucket, key: str, data: bytes, is_unsound: bool) -> bytes:
-    """Return the stored bytes of a chunk: `data`, or the valid bytes of another writer."""
+    """What is there of a chunk afterwards: `data`, or the sound bytes of another writer."""
     for _ in range(_TRIES):
         if objects.create(key, data):
             return data
@@ -149,7 +149,7 @@ def _put_or_adopt(objects: Bucket, key: str, data: bytes, is_unsound: bool) -> b
         except CacheMissing:  # removed meanwhile
             continue
         except CacheBusy:
-            is_unsound = False  # the process that replaced it has repaired it
+            is_unsound = False  # whoever replaced it has mended it
     raise CacheBusy(
         f"{objects.url / key} is replaced again and again by other processes",
         fix="end all but one of the passes that write this cache, and run again",
@@ -157,7 +157,7 @@ def _put_or_adopt(objects: Bucket, key: str, data: bytes, is_unsound: bool) -> b
 
 
 def _refuse_others(objects: Bucket, block: Block, ours: bytes, theirs: bytes) -> None:
-    """Raise SamplesChanged if the stored records were computed from other bytes."""
+    """Raise SamplesChanged where records that are there were computed from other bytes."""
     if ours != theirs:
         values, others = (
             np.frombuffer(each[:-CHECKSUM_BYTES], np.uint8).reshape(-1, DIGEST_BYTES)
@@ -168,7 +168,7 @@ def _refuse_others(objects: Bucket, block: Block, ours: bytes, theirs: bytes) ->
 
 
 def _put_line(objects: Bucket, line: Line, number: int) -> tuple[bool, int]:
-    """Put a line under the first free number; return True if it is new, and its number."""
+    """Put a line under the first free number; whether it is new, and its number."""
     text = line_text(line) + b"\n"
     while number <= MOST_LINES:
         key = line_key(line.view, line.block, number)
@@ -182,7 +182,7 @@ def _put_line(objects: Bucket, line: Line, number: int) -> tuple[bool, int]:
 
 
 def no_number_left(journal: Path) -> CacheError:
-    """Return the error for a journal that has a file or a line with the last number."""
+    """The error of a journal with a file or a line of the last number."""
     return CacheError(
         f"{journal} has a file or a line of the last number, {MOST_LINES}: none is left for others",
         fix=f"remove what has the number {MOST_LINES} there with the store's own programs, then "
@@ -191,13 +191,13 @@ def no_number_left(journal: Path) -> CacheError:
 
 
 def read_line(objects: Bucket, key: str) -> Line | None:
-    """Read a block's line; None if the object is not exactly one. Raises CacheMissing."""
+    """A block's line; None where the object is not exactly one. Raises CacheMissing."""
     content = objects.get_tagged(key, MAX_LINE_BYTES).content or b""
     return parse_line(content[:-1]) if content.endswith(b"\n") else None
 
 
 def _says(there: Line, line: Line) -> bool:
-    """Return True if a line commits everything that another one would."""
+    """Return True if a line commits all that another one would."""
     same = there[:4] == line[:4]
     return same and there.checksums.items() >= line.checksums.items()
 
@@ -210,7 +210,7 @@ _LINE_KEY = re.compile(rf"{JOURNAL}/(0|[1-9]\d{{0,6}})/(0|[1-9]\d{{0,9}})/(\d{{6
 
 
 class _Key(NamedTuple):
-    """The key of a line."""
+    """Of one line."""
 
     number: int
     view: int
@@ -222,11 +222,11 @@ class _Key(NamedTuple):
 
 @dataclass(frozen=True)
 class RemoteJournal:
-    """The committed chunks of a cache in a bucket, and the numbers of its lines.
+    """What is committed of a cache on a store, and the numbers of its lines.
 
     newest: number of the newest whole journal; 0 without one. numbers: (view, block) -> the highest
-    number of its lines. num_loose: number of lines that no whole journal repeats. The last two are
-    empty if the newest whole journal was sufficient.
+    of its lines. num_loose: lines that no whole journal repeats. These two are empty where the
+    newest whole journal was enough.
     """
 
     committed: Journal
@@ -235,18 +235,18 @@ class RemoteJournal:
     num_loose: int = 0
 
     def next_number(self, view: int, block: int) -> int:
-        """Return the number under which a line of that block is newer than everything committed."""
+        """Under which a line of that block is newer than all that is committed."""
         return max(self.newest, self.numbers.get((view, block), 0)) + 1
 
 
 def read_remote_journal(
     objects: Bucket, manifest: Manifest, *, every_line: bool = False
 ) -> RemoteJournal:
-    """Read the journal. every_line: search for lines even if the newest whole journal is complete.
+    """What is committed. every_line: look for lines even if the newest whole journal is complete.
 
-    Needs a request for the names and one for the newest whole journal. If that does not name all
-    planned blocks, it also needs one for each other journal, one per thousand lines, and one for
-    each line that no journal repeats. Raises CacheDamaged, ObjectsUnreachable.
+    Needs a request for the names and one for the newest whole journal. Where that does not name all
+    that the manifest plans, also one for each other journal, one for each thousand lines, and one
+    for each line that no journal repeats. Raises CacheDamaged, ObjectsUnreachable.
     """
     sizes = _whole_sizes(objects, manifest)
     last = _whole_journals(objects, manifest, dict(list(sizes.items())[-1:]))
@@ -266,10 +266,10 @@ def read_remote_journal(
 
 
 def put_whole_journal(objects: Bucket, manifest: Manifest, known: RemoteJournal) -> RemoteJournal:
-    """Put all known commits as one object, newer than all lines it repeats.
+    """Put all that is known to be committed as one object, newer than all lines it repeats.
 
-    Returns the known commits afterwards. Another process may put the same object at the same time;
-    lines that are put meanwhile still count.
+    Returns what is known afterwards. Another process may put the same at the same time; lines that
+    are put meanwhile still count.
     """
     text = journal_text(identity_sha256(manifest.identity), manifest, known.committed.committed)
     number = max(known.newest + 1, *known.numbers.values(), 0)
@@ -283,7 +283,7 @@ def put_whole_journal(objects: Bucket, manifest: Manifest, known: RemoteJournal)
 
 
 def line_numbers(keys: Iterable[str]) -> Iterator[tuple[int, int, int]]:
-    """Yield the number, view and block of each key that belongs to a line."""
+    """The number, view and block of each key that is one of a line."""
     for key in keys:
         if (match := _LINE_KEY.fullmatch(key)) is not None:
             view, block, number = map(int, match.groups())
@@ -291,23 +291,22 @@ def line_numbers(keys: Iterable[str]) -> Iterator[tuple[int, int, int]]:
 
 
 def most_objects(manifest: Manifest) -> int:
-    """Return an upper bound of a cache's objects: its chunks, its lines, and the rest."""
+    """More than a cache ever has on a store: its chunks, its lines, and the rest."""
     blocks = manifest.num_views * manifest.blocks_per_view
     return (2 * len(manifest.arrays) + _LINES_PER_BLOCK) * blocks + _OTHER_OBJECTS
 
 
 class _Whole(NamedTuple):
-    """The content of whole journals. newest: the highest number of one with a line of this cache.
-    """
+    """What whole journals say. newest: the highest number of one that has a line of this cache."""
 
     journal: Journal
     newest: int
 
 
 def _whole_sizes(objects: Bucket, manifest: Manifest) -> dict[str, int]:
-    """Return {name: bytes} of the whole journals, in order.
+    """The names of the whole journals, in order, with their bytes.
 
-    Raises CacheDamaged if there are more than any cache has.
+    Raises CacheDamaged where there is more of them than any cache has.
     """
     _, found = objects.names(JOURNAL)
     listed = {each.key.rpartition("/")[2]: each.size for each in found}
@@ -325,9 +324,9 @@ def _whole_sizes(objects: Bucket, manifest: Manifest) -> dict[str, int]:
 def _whole_journals(objects: Bucket, manifest: Manifest, sizes: Mapping[str, int]) -> _Whole:
     """Read whole journals; later names win. Keeps a few of them in memory at a time.
 
-    A file without any line of this cache does not count; otherwise another cache's file could take
-    the last number, and no block could ever be committed again. sizes: as listed; a file is never
-    read beyond its size.
+    A file without any line of this cache does not count: else another cache's could take the last
+    number, and no block would ever be committed again. sizes: as listed; of more than that, nothing
+    is read.
     """
     journal, newest = Journal.empty(manifest), 0
     keys = {f"{JOURNAL}/{name}": size for name, size in sizes.items()}
@@ -345,7 +344,9 @@ def _whole_journals(objects: Bucket, manifest: Manifest, sizes: Mapping[str, int
 
 
 def _line_keys(objects: Bucket, manifest: Manifest) -> list[_Key]:
-    """List the keys of all lines of planned blocks, by number. Raises CacheDamaged."""
+    """List the keys of all lines of planned blocks, in the order of their numbers. Raises
+    CacheDamaged.
+    """
     keys, most = list[_Key](), _LINES_PER_BLOCK * manifest.num_views * manifest.blocks_per_view
     listed = objects.list_files(JOURNAL, most_objects(manifest))
     for number, view, block in line_numbers(each.key for each in listed):
@@ -360,7 +361,7 @@ def _line_keys(objects: Bucket, manifest: Manifest) -> list[_Key]:
 
 
 def _lacks(journal: Journal, key: _Key) -> bool:
-    """Return True if a journal does not name all arrays of a block."""
+    """Return True if a journal does not name all of a block."""
     return not all(there[key.view, key.block] for there in journal.there.values())
 
 
@@ -375,7 +376,7 @@ def _enter(
 
 
 def _overlay(journal: Journal, newer: Journal) -> None:
-    """Enter everything from `newer`."""
+    """Enter all of `newer`."""
     journal.damaged_lines += newer.damaged_lines
     for array, there in newer.there.items():
         np.copyto(journal.crc32c[array], newer.crc32c[array], where=there)
@@ -387,10 +388,10 @@ Position = tuple[int, int]  # view, block
 
 @dataclass(frozen=True)
 class Before:
-    """The earlier commits of the blocks that are to be committed.
+    """What was committed before of the blocks that are to be committed.
 
     number: of a new line, for blocks that have none; numbers: for others. unsound: arrays whose
-    chunks differ from their line.
+    chunks are not what a line says.
     """
 
     number: int = 1
@@ -403,8 +404,7 @@ class Before:
 
 
 class BucketLog:
-    """Commits blocks of the cache in a bucket. before: the older lines that this process has read.
-    """
+    """Commits blocks of the cache in a bucket. before: what this process knows of older lines."""
 
     def __init__(self, bucket: Bucket, manifest: Manifest, before: Before | None = None) -> None:
         self.bucket, self.manifest = bucket, manifest

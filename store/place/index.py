@@ -1,5 +1,4 @@
-"""Write, remove and read the index of a cache at a place; see `store.format.index` for its purpose.
-"""
+"""Writes, removes and reads the index of a cache at a place; see `store.format.index` for why."""
 
 from __future__ import annotations
 
@@ -39,7 +38,7 @@ from teach_once.store.place.place import Place, ReadablePlace, read_document
 
 
 def remove_index(place: Place) -> None:
-    """Remove the index before any file in it changes; first that of the cache around."""
+    """Remove the index, before anything that it names changes; first that of the cache around."""
     if (parent := _enclosing(place)) is not None:
         parent.delete(INDEX)
     place.delete(INDEX)
@@ -55,7 +54,7 @@ def _enclosing(place: Place) -> Place | None:
 
 
 def write_index(place: Place, manifest: Manifest) -> bool:
-    """Write the index of a cache that is not being changed; False if the cache is not complete.
+    """Write the index of a cache that nobody changes. Return False if the cache is not complete.
 
     A bucket's journal counts as far as whole files contain it: they name every block once a pass
     has ended.
@@ -83,7 +82,7 @@ def write_index(place: Place, manifest: Manifest) -> bool:
 
 
 def _write_anew(place: Place) -> None:
-    """Write the index of the cache around a finished one again, unless it is in use."""
+    """Write the index of a cache in which another one has been finished, unless it is in use."""
     text = read_document(place, MANIFEST, MAX_MANIFEST_BYTES) or b""
     with suppress(Busy, CacheError, BadFile):
         manifest = parse_manifest(text, place.path / MANIFEST)
@@ -103,7 +102,7 @@ def read_index(place: ReadablePlace, manifest: Manifest) -> Index | None:
 
 
 def read_indexed_journal(place: ReadablePlace, manifest: Manifest, index: Index) -> Journal:
-    """Read the journal without listing it. Raises BadFile if a file differs from the index."""
+    """Read the journal without listing it. Raises BadFile if a file is not as the index says."""
     journal = Journal.empty(manifest)
     for key in journal_names(index):
         _enter(_read_indexed(place, key, manifest, index), place.path / key, manifest, journal)
@@ -111,7 +110,7 @@ def read_indexed_journal(place: ReadablePlace, manifest: Manifest, index: Index)
 
 
 def index_faults(place: ReadablePlace, manifest: Manifest) -> list[Fault]:
-    """Find faults of the index and of the files in it; [] without an index."""
+    """Find what is wrong with the index and with the files that it names; [] without an index."""
     try:
         index = read_index(place, manifest)
     except BadFile as error:

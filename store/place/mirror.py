@@ -1,9 +1,9 @@
 """A cache of a bucket, read through its folder in a mirror, which lacks some of the files.
 
-Files are fetched into the folder, many chunks at a time, and each is verified before it gets its
-name. From then on they are read from the folder. Files are added under the mirror's lock
-(`store.place.mirror_folder`), and another process may have evicted a file meanwhile: so a chunk
-that is missing or damaged here is fetched once more, and read before the lock is released.
+What is read is fetched into the folder, many chunks at a time, each verified when it arrives and
+before it has its name. From there on it is a folder's. Files are added under the mirror's lock
+(`store.place.mirror_folder`), and what was read last may have been evicted by another process: so a
+chunk that is missing or damaged here is fetched once more, and read before the lock is released.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from teach_once.store.place.place import MAX_KEYS, Check, Chunk, FileContent, It
 
 @dataclass(frozen=True)
 class MirrorOfBucket:
-    """The files of `origin` that were read, in the folder `path` of a mirror.
+    """The files of `origin`, as far as they were read, in the folder `path` of a mirror.
 
-    below: that folder, relative to the mirror's root. needs: the files that this reader needs.
+    below: that folder, below the mirror's root. needs: what this reader needs of the mirror.
     """
 
     path: Path
@@ -97,8 +97,7 @@ class MirrorOfBucket:
         return self._here.at_once(function, items, num_bytes)
 
     def _remember(self, chunks: Sequence[Chunk]) -> None:
-        """Need these chunks: those of all views always, records of the current and the next view.
-        """
+        """Need these: chunks of all views always, records of the current and the next view."""
         of_view: dict[int, list[Path]] = {}
         for chunk in chunks:
             if chunk.view is None:
@@ -128,7 +127,7 @@ class MirrorOfBucket:
         self._bring(opened, chunk)
 
     def _bring(self, opened: OpenRoot, chunk: Chunk) -> None:
-        """Fetch one file, and verify it before it gets its name. Raises BadFile."""
+        """Fetch one file, and verify it before it has its name. Raises BadFile."""
         url = self.origin.url / chunk.key
         try:
             content = self.origin.get_array(chunk.key, chunk.num_bytes)

@@ -1,6 +1,6 @@
-"""Read in a few threads: copying from the page cache releases the interpreter's lock.
+"""Reads in a few threads: copying from the page cache releases the interpreter's lock.
 
-Only a few items are taken at a time, because a cache may have 15 million chunks.
+However many items there are, only a few are taken at a time: a cache may have 15 million chunks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ _WORTH_BYTES = 8 * 2**20  # for less, starting threads costs more than they save
 def in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], num_bytes: int
 ) -> Iterator[Result]:
-    """Yield function(item) of each item, in order. num_bytes: of all; few are read in this thread.
-    """
+    """function(item) of each item, in order. num_bytes: of all; few are read in this thread."""
     threads = 1 if num_bytes < _WORTH_BYTES else min(_MOST_THREADS, usable_cores())
     if threads == 1:
         yield from map(function, items)
@@ -39,7 +38,7 @@ def in_order(
     function: Callable[[Item], Result],
     items: Iterable[Item],
 ) -> Iterator[Result]:
-    """Yield function(item) of each item, in order, computed by the threads of a pool."""
+    """function(item) of each item, in order, computed by the threads of a pool."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         if len(waiting) >= threads * _AHEAD:

@@ -1,9 +1,9 @@
-"""A cache in an object store, read through a folder on this machine.
+"""A cache on an object store, read through a folder on this machine.
 
-Files are fetched into a folder of the usual layout, many chunks at a time, each verified when it
-arrives. From then on the cache is a local one. The folder has a limit: the least recently read
-files are evicted first, but never those of the last two requested views, which are a training run's
-current view and its next one.
+What is read is fetched into a folder of the ordinary layout, many chunks at a time, each verified
+when it arrives; from there on the cache is a local one. The folder has a limit: what was not read
+for the longest time goes first, never what the last two views that were asked for need, which are a
+training's current one and its next one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _attached_needs: dict[Path, Needs] = {}  # the manifests there
 
 
 class Mirror(NamedTuple):
-    """A mirrored location: its URL, the folder around it, and the limit in bytes."""
+    """What is mirrored, below which folder, and how many bytes may lie there."""
 
     url: ObjectUrl
     root: Path
@@ -49,11 +49,11 @@ class Mirror(NamedTuple):
 
     @property
     def place(self) -> PurePath:
-        """Return the folder of the caches, below `root`."""
+        """The folder of the caches, below `root`."""
         return PurePath(self.url.bucket, self.url.key)
 
     def write(self, opened: OpenRoot, needs: Needs, documents: Mapping[str, bytes]) -> None:
-        """Write small files that differ from the local ones, and need all of them.
+        """Write small files that differ from those that are here, and need all of them.
 
         opened: the locked root. documents: name below `place` -> content. Raises CacheFull.
         """
@@ -72,11 +72,11 @@ class Mirror(NamedTuple):
 
 
 def attach(url: ObjectUrl, root: Path, most_bytes: int, names: Sequence[str] | None = None) -> Path:
-    """Return the folder below `root` that mirrors the caches at `url`, with their manifests.
+    """The folder below `root` that mirrors the caches at `url`, with their manifests.
 
-    names: of the requested caches; default: all. Opening a cache of that folder in this process
-    reads through to the store. Raises NoBucket, ObjectsUnreachable; CacheError if `root` is a
-    folder of another kind.
+    names: of the caches that are looked for; default: all. Opening a cache of that folder in this
+    process reads through to the store. Raises NoBucket, ObjectsUnreachable; CacheError where `root`
+    is a folder of something else.
     """
     folder, mirror = root / url.bucket / url.key, Mirror(url, root, most_bytes)
     every = Bucket(url).names()[0] if names is None else names
@@ -95,13 +95,12 @@ def attach(url: ObjectUrl, root: Path, most_bytes: int, names: Sequence[str] | N
 
 
 def choose_mirror(root: Path, most_gb: float) -> None:
-    """Choose the mirror of this process; packed images at a URL use it too. most_gb: in 10^9 bytes.
-    """
+    """Packed images at a URL come through this mirror, too. most_gb: in 10^9 bytes."""
     use_mirror(MirrorFolder(root, int(most_gb * 1e9)))
 
 
 def local_folder(caches: Path, root: Path, most_gb: float) -> Path:
-    """Return the folder to read caches from: `caches`, or the mirror's folder of a URL.
+    """The folder to read caches from: `caches`, or the one in the mirror that mirrors a URL.
 
     most_gb: as of `choose_mirror`, which this calls. Raises as `attach`.
     """
@@ -114,9 +113,9 @@ def local_folder(caches: Path, root: Path, most_gb: float) -> Path:
 def local_caches(
     caches: Path, cache: Path | None, root: Path, most_gb: float
 ) -> tuple[Path, Path | None]:
-    """Return the folder of caches and the path of the named one, as `local_folder`.
+    """The folder of caches, and the path of the one that was named, as `local_folder`.
 
-    If a cache is named by a URL, only the folder around it is attached.
+    Of a cache that is named by a URL, only the folder around it is attached.
     """
     if not isinstance(cache, ObjectUrl):
         return local_folder(caches, root, most_gb), cache
@@ -128,18 +127,18 @@ def local_caches(
 
 
 def named_as(caches_dir: Path) -> Path:
-    """Return the user's name of a folder of caches: for one in a mirror, the URL."""
+    """What the user calls a folder of caches: of one in a mirror, the URL."""
     mirror = mirror_of(caches_dir)
     return caches_dir if mirror is None else mirror.url
 
 
 def shown_path(cache: Path) -> Path:
-    """Return the user's name of a cache: for one in a mirror, its URL."""
+    """What the user calls a cache: of one in a mirror, its URL."""
     return named_as(cache.parent) / cache.name if mirror_of(cache.parent) else cache
 
 
 def attached() -> dict[Path, Mirror]:
-    """Return the mirrors of this process, for `attach_again` in another one."""
+    """The mirrors of this process, for another one: see `attach_again`."""
     return dict(_attached)
 
 
@@ -149,12 +148,12 @@ def attach_again(mirrors: dict[Path, Mirror]) -> None:
 
 
 def mirror_of(caches_dir: Path) -> Mirror | None:
-    """Return the mirror of the caches in a folder; None for an ordinary folder."""
+    """What the caches in a folder mirror; None for an ordinary folder."""
     return _attached.get(caches_dir.absolute())
 
 
 def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
-    """Return the manifests of caches by name below the mirror's folder. Raises CacheFull."""
+    """The manifests of caches, by their names below the mirror's folder. Raises CacheFull."""
     found, total = dict[str, bytes](), 0
     if len(names) > _MOST_CACHES:
         raise CacheError(
@@ -170,7 +169,7 @@ def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
         except (
             CacheMissing,
             CacheDamaged,
-        ):  # a folder that is not a cache must not block the others
+        ):  # a folder that is not a cache keeps nobody from the others
             return None
 
     for name, content in zip(names, in_parallel(manifest, names), strict=True):

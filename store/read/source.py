@@ -1,4 +1,4 @@
-"""The source of a cache's arrays: the protocol of every backend, and the backend of a path.
+"""Where the arrays of a cache lie: what every backend offers, and which backend a path names.
 
 tests/support/caches/store_contract.py is the suite that each backend passes.
 """
@@ -36,17 +36,17 @@ class Source(Protocol):
 
     @property
     def unreadable_lines(self) -> Sequence[str]:
-        """Return the places of journal lines that cannot be read."""
+        """The places of journal lines that are there but cannot be read."""
         ...
 
     @property
     def fix(self) -> str | PassCommand:
-        """Return the fix of damage."""
+        """What repairs damage."""
         ...
 
     @property
     def coverage(self) -> Coverage:
-        """Return the committed chunks."""
+        """Which chunks are committed."""
         ...
 
     def read(self, array: str, block: Block, out: NDArray[Any]) -> None:
@@ -58,7 +58,7 @@ class Source(Protocol):
         ...
 
     def fetch(self, chunks: Sequence[tuple[str, Block]]) -> None:
-        """Fetch chunks that are about to be read, many at a time, if they are stored elsewhere."""
+        """Bring chunks that are about to be read here, many at a time, where they lie elsewhere."""
         ...
 
     def at_once(
@@ -66,27 +66,27 @@ class Source(Protocol):
     ) -> Iterator[Result]:
         """Yield function(item) in order, as many at a time as suits the place.
 
-        num_bytes: read by all of them.
+        num_bytes: that all of them read.
         """
         ...
 
     def mapped(self, array: str, block: Block) -> NDArray[Any]:
-        """Map the rows of the block, (rows, ...), from their file into memory.
+        """The rows of the block, (rows, ...), as its file holds them, mapped into memory.
 
-        Compares no checksum. Raises CacheDamaged if the file is missing or has another size.
+        Compares no checksum. Raises CacheDamaged where the file is gone or has another size.
         """
         ...
 
     def size_fault(self, array: str, block: Block) -> Fault | None:
-        """Return the fault of a committed block that can be found without reading it."""
+        """What is wrong with a committed block as far as it can be told without reading it."""
         ...
 
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """Read an array that is stored in one piece (labels, preview). Raises CacheDamaged."""
+        """An array that is stored in one piece (labels, preview). Raises CacheDamaged."""
         ...
 
     def metadata_faults(self, taps: Collection[str]) -> list[Fault]:
-        """Return the faults in the description of the arrays; taps other than these are ignored."""
+        """What is wrong with the description of the arrays, other taps than these left out."""
         ...
 
     def faults(
@@ -96,22 +96,21 @@ class Source(Protocol):
         num_views: int | None = None,
         on_chunk: Callable[[int], None] | None = None,
     ) -> list[Fault]:
-        """Return the faults of committed blocks of the first views (default: of all).
+        """Committed blocks of the first views (default: of all) that are not sound.
 
-        every_byte: compare every checksum, of labels and preview too; otherwise only check what
-        needs no reading, such as sizes. on_chunk: called with the bytes of each checked block.
+        every_byte: compare every checksum, of labels and preview too; else only what needs no
+        reading, such as sizes. on_chunk: called with the bytes of each block that was checked.
         """
         ...
 
 
 def open_source(path: Path) -> Source:
-    """Open the arrays at `path`, complete or not. Raises CacheMissing, CacheDamaged, CacheMismatch.
-    """
+    """The arrays at `path`, complete or not. Raises CacheMissing, CacheDamaged, CacheMismatch."""
     return open_steadily(changed_place(path), partial(_open, path))
 
 
 def changed_place(path: Path) -> Place:
-    """Return the place at which other processes change the cache; for a mirror, its origin."""
+    """Return the place at which other processes change the cache: of a mirror, its origin."""
     mirror = mirror_of(path.parent)
     return place_at(path if mirror is None else mirror.url / path.name)
 

@@ -1,8 +1,8 @@
-"""Create, resume or grow a cache in an object store, and commit whole blocks to it.
+"""Creates, resumes or grows a cache on an object store, and commits whole blocks to it.
 
-Any number of writers on any machines may do so at the same time, of one job or not, without a lock.
-Each computes its part, then any blocks that are still missing, so the part of a killed writer is
-done by the others. `store.place.bucket_log` defines a commit.
+Any number of writers, on any machines, may do so at the same time, of one job or not; none has a
+lock. Each computes its share, then what is still missing, until nothing is: whoever is killed
+leaves its share to the others. `store.place.bucket_log` says what a commit is.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class RemoteBlocks:
 
     @property
     def before(self) -> Before:
-        """Return the older lines that this writer has read, for writers on other nodes."""
+        """What this writer knows of older lines, for writers on other nodes."""
         return self._log.before
 
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
@@ -85,7 +85,7 @@ class RemoteBlocks:
 
     @contextmanager
     def refusing_full(self) -> Iterator[None]:
-        """Raise CacheFull if this machine lacks room for records of unfinished blocks."""
+        """Raise CacheFull where this machine has no room for records of unfinished blocks."""
         fix = PassCommand(self.manifest.teacher, before="make room, then: ")
         purpose = " for the records of unfinished blocks; committed blocks are saved"
         with full_disk_as_error(self.spool_folder, fix, purpose), refusals_of(self.spool_folder):
@@ -96,7 +96,7 @@ _MANY_LINES = 1000  # each takes a request to read
 
 
 class RemoteWriter(RemoteBlocks):
-    """Fills a cache in an object store. A context manager."""
+    """Fills a cache on an object store. A context manager."""
 
     def __init__(
         self, url: ObjectUrl, manifest: Manifest, asked: CacheContent, folder: Path, job: Job
@@ -122,10 +122,10 @@ class RemoteWriter(RemoteBlocks):
     ) -> RemoteWriter:
         """Create the cache at `url`, or resume it if it exists and has the same identity.
 
-        A cache with fewer views or taps grows. Afterwards `work` is this process's part of the
-        missing or damaged blocks. folder: on this machine, for records of unfinished blocks. The
-        others are as of `CacheWriter.open`. Raises CacheMismatch, CacheError if the store ignores
-        conditions, ObjectsUnreachable, CacheNotWritable.
+        A cache with fewer views or taps grows. Afterwards `work` is this process's share of what is
+        missing or found to be damaged. folder: on this machine, for records of unfinished blocks.
+        The others are as of `CacheWriter.open`. Raises CacheMismatch, CacheError where the store
+        ignores conditions, ObjectsUnreachable, CacheNotWritable.
         """
         Bucket(url.parent).refuse_unconditional()
         objects = Bucket(url)
@@ -141,7 +141,7 @@ class RemoteWriter(RemoteBlocks):
 
     def _find_work(self, check_every_byte: bool) -> None:
         journal = self._log.read_lines()
-        if journal.num_loose >= _MANY_LINES:  # so that they need not be read again
+        if journal.num_loose >= _MANY_LINES:  # so that nobody has to read them again
             journal = put_whole_journal(self._bucket, self.manifest, journal)
         source = bucket_source(self._bucket, self.manifest, journal.committed)
         asked = self._asked
@@ -155,7 +155,7 @@ class RemoteWriter(RemoteBlocks):
             self.work = _shuffled(self.work)  # another writer may be at work, from the beginning on
 
     def _is_own(self, block: Block) -> bool:
-        """Return True if a block is in this rank's part, whatever others have committed since."""
+        """Return True if a block is of this rank's share, whatever others have committed since."""
         manifest, world = self.manifest, self._job.world
         number = block.index
         if manifest.blocks_per_view < world:  # else all views of a sample are one rank's
@@ -163,9 +163,9 @@ class RemoteWriter(RemoteBlocks):
         return number % world == self._job.rank
 
     def left_over(self) -> list[Work]:
-        """Return the blocks that are still missing, of any rank, in any order.
+        """What is still missing, whoever's share it was; in any order.
 
-        If none is, all commits have been put as one whole journal.
+        If nothing is, all that is committed has been put as one whole journal.
         """
         journal = self._log.read_lines()
         coverage = Coverage(self.manifest, journal.committed.there)
@@ -180,14 +180,14 @@ class RemoteWriter(RemoteBlocks):
         return _shuffled(work)
 
     def _put_whole(self, journal: RemoteJournal) -> None:
-        """Put a whole journal, including the plan of another pass meanwhile."""
+        """Put a whole journal, also of what another pass has planned meanwhile."""
         manifest, _ = remote_manifest(self._bucket)
         if (manifest.num_views, manifest.taps) != (self.manifest.num_views, self.manifest.taps):
             journal = read_remote_journal(self._bucket, manifest, every_line=True)
         put_whole_journal(self._bucket, manifest, journal)
 
     def bytes_of(self, work: Sequence[Work]) -> int:
-        """Return the bytes of the chunks of `work`."""
+        """Bytes of the chunks of `work`."""
         return bytes_of(work, self.manifest)
 
     def copy_block(self, item: Work, source: Source) -> None:
@@ -199,9 +199,9 @@ class RemoteWriter(RemoteBlocks):
         self._log.commit(item.block, encode_chunks(self.manifest, arrays))
 
     def finish(self, measured: Mapping[str, Any]) -> None:
-        """Write the pass's measurements of the teacher to the manifest, then the index.
+        """Write what the pass measured of the teacher to the manifest, then the index.
 
-        If another pass has grown the cache meanwhile, that pass writes the index.
+        If another pass has grown the cache meanwhile, the index is that pass's to write.
         """
         self.manifest = replace_measured(self._bucket, measured)
         write_index(self._bucket, self.manifest)
@@ -210,7 +210,7 @@ class RemoteWriter(RemoteBlocks):
             remove_index(self._bucket)
 
     def unused_spool_folders(self) -> Iterator[Path]:
-        """Yield the folders of unfinished blocks' records that no other process uses."""
+        """The folders of unfinished blocks' records that no other process uses."""
         yield self.spool_folder
         for folder in sorted(self.spool_folder.parent.iterdir()):
             if folder != self.spool_folder and folder.is_dir():
@@ -230,7 +230,7 @@ class RemoteWriter(RemoteBlocks):
 
 
 def _before(manifest: Manifest, journal: RemoteJournal, work: Sequence[Work]) -> Before:
-    """Return the known older lines of the blocks that are to be committed."""
+    """What is known of the blocks that are to be committed."""
     there, first = journal.committed.there, journal.newest + 1
     numbers, unsound = {}, {}
     for item in work:
@@ -246,7 +246,8 @@ def _before(manifest: Manifest, journal: RemoteJournal, work: Sequence[Work]) ->
 
 
 def _is_damaged(item: Work, source: ZarrSource) -> bool:
-    """Return True if a chunk differs from its line; another pass may have repeated an older line.
+    """Return True if a chunk is not what its line says: another pass may have repeated an older
+    line.
     """
     stored = source.manifest.stored
     arrays = [array for tap in item.taps for array in stored[tap].arrays(tap)]
@@ -259,5 +260,5 @@ def _position(item: Work) -> Position:
 
 
 def _shuffled(work: Sequence[Work]) -> list[Work]:
-    """Shuffle in an order that no other process has, so that few blocks are computed twice."""
+    """In an order that no other process has, so that few blocks are computed twice."""
     return random.Random(secrets.randbits(64)).sample(work, len(work))

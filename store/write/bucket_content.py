@@ -1,7 +1,7 @@
 """The objects that describe a cache in a bucket: put for a new cache, replaced when it grows.
 
-The manifest is put first, and only if absent. If several writers begin a cache, one wins, and the
-others continue with its manifest. It is replaced only if it is still the one that was read.
+The manifest is put first, and only if absent: of several writers that begin a cache one wins, and
+the others go on with what it has put. It is replaced only if it is still the one that was read.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ _TRIES = 8  # to change an object, while other writers change it
 def begin_cache(
     bucket: Bucket, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
-    """Create the cache, or grow it if needed; return its manifest, and True if it was salvaged.
+    """Create the cache, or grow it if needed; its manifest, and whether that was salvaged.
 
-    Zarr metadata, labels and preview are put if they are missing or damaged. It is salvaged if the
-    old manifest could not be read or was never put; every byte of the cache must then be checked.
-    Raises CacheMismatch if another cache is there.
+    Zarr metadata, labels and preview are put where they are missing or damaged. Salvaged: the old
+    manifest could not be read, or was never put, so that every byte of the cache must be checked.
+    Raises CacheMismatch where another cache is there.
     """
     is_salvaged = False
     for _ in range(_TRIES):
@@ -87,8 +87,7 @@ def _begin_manifest(
 
 
 def replace_measured(bucket: Bucket, measured: Mapping[str, Any]) -> Manifest:
-    """Write the pass's measurements of the teacher to the manifest, which may have grown meanwhile.
-    """
+    """Write what a pass measured of the teacher to the manifest, which may have grown meanwhile."""
 
     def replaced(there: FileContent | None) -> Manifest:
         if there is None or there.content is None:
@@ -102,9 +101,9 @@ def replace_measured(bucket: Bucket, measured: Mapping[str, Any]) -> Manifest:
 
 
 def _put_documents(bucket: Bucket, manifest: Manifest, content: CacheContent) -> Manifest:
-    """Put missing or damaged documents.
+    """Put what is missing or damaged.
 
-    Returns the manifest, which changes if another version of zarr writes the metadata differently.
+    Returns the manifest, which changes where another version of zarr spells the metadata otherwise.
     """
     metadata = zarr_metadata(manifest)
     if metadata_checksums(manifest, metadata) != manifest:
@@ -121,7 +120,7 @@ def _put_documents(bucket: Bucket, manifest: Manifest, content: CacheContent) ->
 
 
 def _settle(bucket: Bucket, key: str, data: bytes) -> None:
-    """Put an object unless it exists with these bytes."""
+    """Put an object unless it is there; over another one."""
     for _ in range(_TRIES):
         there = bucket.read(key, len(data))
         if there is not None and there.content == data:
@@ -135,7 +134,7 @@ def _settle(bucket: Bucket, key: str, data: bytes) -> None:
 
 
 def _update_manifest(bucket: Bucket, change: Callable[[FileContent | None], Result]) -> Result:
-    """Apply `change` to the stored manifest, again if another process changed it meanwhile."""
+    """change(the manifest that is there), again where another process changed it meanwhile."""
     for _ in range(_TRIES):
         try:
             return change(_manifest_there(bucket))
@@ -145,7 +144,7 @@ def _update_manifest(bucket: Bucket, change: Callable[[FileContent | None], Resu
 
 
 def _draft(bucket: Bucket, content: CacheContent, block_rows: int | None) -> tuple[Manifest, bool]:
-    """Return a new manifest, and True if a part of the cache exists, which keeps its block size."""
+    """A new manifest; and whether a part of the cache is there, which keeps its block size."""
     arrays = bucket.list_folders(ZARR_GROUP)
     content, rows_there = with_salvaged(bucket.url, content, arrays, partial(read_metadata, bucket))
     manifest = draft_manifest(content, rows_there or block_rows)
@@ -153,9 +152,9 @@ def _draft(bucket: Bucket, content: CacheContent, block_rows: int | None) -> tup
 
 
 def _with_metadata(bucket: Bucket, manifest: Manifest, there: FileContent) -> Manifest:
-    """Replace a manifest and the zarr.json files; readers find a valid cache at every moment.
+    """Replace a manifest and the zarr.json; whoever reads meanwhile finds both sound.
 
-    Each new zarr.json is put next to the old one, then the manifest, then each in its own place.
+    Each new zarr.json is put beside the old one; then the manifest; then each in its own place.
     """
     metadata = zarr_metadata(manifest)
     manifest = metadata_checksums(manifest, metadata)
@@ -174,7 +173,7 @@ def _with_metadata(bucket: Bucket, manifest: Manifest, there: FileContent) -> Ma
 
 
 def _put(bucket: Bucket, key: str, data: bytes, there: FileContent | None) -> None:
-    """Put an object if there is none, or over this one. Raises CacheBusy if it changed."""
+    """Put an object where there is none, or over this one. Raises CacheBusy where it changed."""
     if there is not None:
         bucket.replace(key, data, there.tag)
     elif not bucket.create(key, data):
@@ -182,7 +181,7 @@ def _put(bucket: Bucket, key: str, data: bytes, there: FileContent | None) -> No
 
 
 def _manifest_there(bucket: Bucket) -> FileContent | None:
-    """Read the manifest, again if it arrived damaged."""
+    """The manifest; fetched again where it is damaged, as it may only have arrived so."""
     there = bucket.read(MANIFEST, MAX_MANIFEST_BYTES)
     if there is None or there.content is None:
         return there
@@ -191,7 +190,7 @@ def _manifest_there(bucket: Bucket) -> FileContent | None:
     except CacheDamaged:
         return bucket.read(MANIFEST, MAX_MANIFEST_BYTES)
     except CacheError:
-        pass  # of another version: the caller reports it
+        pass  # of another version: the caller says so
     return there
 
 

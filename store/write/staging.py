@@ -1,8 +1,9 @@
 """Blocks that one process writes and another commits: a node of a cluster, and its driver.
 
-The node writes chunks into the cache's folder under temporary names. The driver, which alone has
-locked the cache, renames them and appends to the journal. So a block that is computed twice, or by
-a node that was given up, changes no committed data, and no node needs the lock.
+The node writes chunks into the cache's folder under names that nobody reads. The driver, which
+alone has locked the cache, renames them and appends to the journal. So a block that is computed
+twice, or by a node that was given up for dead, changes nothing that is committed, and no node
+needs the lock.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _NAME_BITS = 63
 
 
 class Written(NamedTuple):
-    """A block with chunks under temporary names. chunks: array -> that file's name, crc32c."""
+    """A block whose chunks lie beside their names. chunks: array -> that file's name, crc32c."""
 
     block: Block
     chunks: dict[str, tuple[str, int]]
@@ -45,23 +46,23 @@ class AsideWriter:
 
     @property
     def rank(self) -> int:
-        """Return a number that no other process has, for unique names."""
+        """A number that no other process has, for names of its own."""
         return self._number
 
     @property
     def spool_folder(self) -> Path:
-        """Return the folder of records of unfinished blocks."""
+        """Where records of unfinished blocks lie."""
         return self.path
 
     def outstanding(self, group: Sequence[Work]) -> list[Work]:
-        """Return all of these blocks: the driver gives each to one process."""
+        """All of these blocks: the driver gives each to one process."""
         return list(group)
 
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
         """Write one whole block of some taps, flushed: tap -> (rows of the block, *tap shape).
 
-        Raises as `CacheWriter.write_block`, but the committing process compares the samples'
-        digests with those of other views.
+        Raises as `CacheWriter.write_block` does, but leaves it to the committing process to compare
+        the samples' checksums with those of other views.
         """
         chunks: dict[str, tuple[str, int]] = {}
         with self.refusing_full():
@@ -83,13 +84,14 @@ class AsideWriter:
             raise full_error(self.path, self.manifest.teacher, needed, free)
 
     def refusing_full(self) -> AbstractContextManager[None]:
-        """Raise CacheFull if the disk has no room, CacheNotWritable if it does not permit writing.
-        """
+        """Raise CacheFull where the disk has no room, CacheNotWritable where it does not permit."""
         needed = partial(bytes_of, self._work, self.manifest)
         return refusing_full(self.path, self.manifest.teacher, needed)
 
 
 def aside_of(chunk: str, number: int) -> str:
-    """Return a temporary name that `runtime.safe.confined.remove_leftovers` recognizes."""
+    """A name in the chunk's folder that `runtime.safe.confined.remove_leftovers` takes for a
+    leftover.
+    """
     place = PurePath(chunk)
     return str(place.with_name(f".{place.name}.{number}.tmp"))

@@ -1,4 +1,4 @@
-"""Create, resume or grow a cache, and commit whole blocks to it.
+"""Creates, resumes or grows a cache, and commits whole blocks to it.
 
 One process, or the ranks of one job, hold the folder's lock. `store.place.commit_log` explains the
 order of a commit.
@@ -101,11 +101,11 @@ class CacheWriter:
     ) -> CacheWriter:
         """Create the cache at `path`, or resume it if it exists and has the same identity.
 
-        A cache with fewer views or taps grows. One with more keeps them, but their missing parts
-        stay missing. Afterwards `work` is this process's part of the missing or damaged blocks.
-        check_every_byte: search every byte for damage, not only sizes. block_rows: a power of two,
-        for a new cache; an existing one keeps its own. Raises CacheMismatch, CacheBusy,
-        CacheNotWritable, CacheFull.
+        A cache with fewer views or taps grows. One with more keeps them, but what is missing of
+        those stays missing. Afterwards `work` is this process's share of what is missing or found
+        to be damaged. check_every_byte: look for damage in every byte, not in sizes alone.
+        block_rows: a power of two, for a new cache; an existing one keeps its own.
+        Raises CacheMismatch, CacheBusy, CacheNotWritable, CacheFull.
         """
         job = job or Job()
         with refusals_of(path):
@@ -160,31 +160,28 @@ class CacheWriter:
 
     @property
     def spool_folder(self) -> Path:
-        """Return the folder of records of unfinished blocks."""
+        """Where records of unfinished blocks lie."""
         return self.path
 
     def unused_spool_folders(self) -> Iterator[Path]:
-        """Yield the folders of such records that no other process uses, once the cache is complete.
-        """
+        """The folders of such records that no other process uses, once the cache is complete."""
         yield self.path
 
     def outstanding(self, group: Sequence[Work]) -> list[Work]:
-        """Return the blocks that are not committed: all of them, since the cache is locked."""
+        """Those blocks that nobody has committed meanwhile: all, since the cache is locked."""
         return list(group)
 
     def _find_work(self, *, check_every_byte: bool) -> list[Work]:
-        """Return all missing or damaged blocks; damaged ones are remembered until they are
-        repaired.
-        """
+        """All that is missing or damaged; what is damaged is remembered until it is repaired."""
         source, asked = open_folder(self.path, self.manifest), self._asked
         work = pending_work(source, asked.num_views, asked.taps, check_every_byte=check_every_byte)
         self._damaged = committed_work(source, work)
         return work
 
     def pending(self) -> list[Work]:
-        """Return every block with the requested taps that are not committed, or damaged.
+        """Every block with the taps that are asked for and not committed, or not sound.
 
-        For blocks that were valid when the cache was opened, only the sizes are compared.
+        Of blocks that were sound when the cache was opened, only the sizes are compared.
         """
         source, asked = open_folder(self.path, self.manifest), self._asked
         work = pending_work(source, asked.num_views, asked.taps, check_every_byte=False)
@@ -192,10 +189,10 @@ class CacheWriter:
         return with_damaged(self.manifest, work, self._damaged)
 
     def left_over(self) -> list[Work] | None:
-        """Return the unfinished blocks of other ranks; None while one of them is still running.
+        """What other ranks of the job left unfinished; None while one of them is still running.
 
-        After None this process must not write any more. Later commits go to a new journal file,
-        newer than those of other ranks, whose lines it may replace.
+        After None this process must not write any more. What is committed from now on has a
+        journal file of its own, newer than those of other ranks, whose lines it may replace.
         """
         self._adopted.clear()  # what is damaged since is written again
         self._log.close()
@@ -205,7 +202,7 @@ class CacheWriter:
         return self.pending()
 
     def bytes_of(self, work: Sequence[Work]) -> int:
-        """Return the bytes on disk of the chunks of `work`."""
+        """Bytes on disk of the chunks of `work`."""
         return bytes_of(work, self.manifest)
 
     def free_bytes(self) -> int:
@@ -232,8 +229,7 @@ class CacheWriter:
             self._log.commit(block, encode_chunks(self.manifest, arrays))
 
     def refusing_full(self) -> AbstractContextManager[None]:
-        """Raise CacheFull if the disk has no room, CacheNotWritable if it does not permit writing.
-        """
+        """Raise CacheFull where the disk has no room, CacheNotWritable where it does not permit."""
         teacher = self.manifest.teacher
         return refusing_full(self.path, teacher, lambda: self.bytes_of(self.pending()))
 
@@ -246,16 +242,16 @@ class CacheWriter:
         self._log.commit(item.block, encode_chunks(self.manifest, arrays))
 
     def finish(self, measured: Mapping[str, Any]) -> None:
-        """Write the pass's measurements of the teacher to the manifest, then the index."""
+        """Write what the pass measured of the teacher to the manifest, then the index."""
         self.manifest = dataclasses.replace(self.manifest, measured=dict(measured))
         write_manifest(self.path, self.manifest)
         write_index(Folder(self.path), self.manifest)
 
     def commit_written(self, written: Written) -> bool:
-        """Commit a block that another process wrote (`store.write.staging`).
+        """Commit a block that another process wrote aside (`store.write.staging`).
 
-        Returns False, and removes its files, if this writer has committed the same block before.
-        Raises SamplesChanged, CacheMissing if the files do not exist, CacheNotWritable.
+        False, and its files are removed, where this writer has committed the same one before.
+        Raises SamplesChanged, CacheMissing where the files are not there, CacheNotWritable.
         """
         block, arrays = written.block, self.manifest.arrays
         names = {
@@ -299,7 +295,7 @@ class CacheWriter:
             )
 
     def remove_asides(self) -> None:
-        """Remove uncommitted files of nodes, once the work is done."""
+        """Remove what nodes wrote and nobody will commit, once the work is done."""
         for array in self.manifest.arrays:
             remove_leftovers(self.path, f"{ZARR_GROUP}/{array}")
 
@@ -342,7 +338,7 @@ def _changes_by_opening(path: Path, content: CacheContent) -> bool:
 
 
 def copied_arrays(item: Work, source: Source, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """Return {array name: rows of the block}, read from another cache. Raises CacheDamaged."""
+    """Array name -> rows of the block, read from another cache. Raises CacheDamaged."""
     arrays = {}
     for tap in item.taps:
         for name, spec in manifest.stored[tap].arrays(tap).items():

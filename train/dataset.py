@@ -347,9 +347,7 @@ def _open(
     with fixes_spelled_by(lambda more: cache_command(teacher, caches_dir=caches_dir, more=more)):
         rows = MappedRows(opened, names)
     normalization = teacher.dataset.normalization
-    pixels = open_pixels(
-        dataset.train, teacher.views, normalization, _CPU, num_workers=0, remembers_digests=True
-    )
+    pixels = open_pixels(dataset.train, teacher.views, normalization, _CPU, num_workers=0)
     pixels = verified_pixels(pixels, dataset, opened, teacher)
     return _Opened(opened, names, rows, pixels, dataset.train.labels, dataset.class_names)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import overload
 
@@ -22,7 +22,6 @@ from teach_once.views.seeds import HELD_OUT_STREAM, SUBSET_STREAM, choice, draws
 Ids = NDArray[np.int64]
 Digests = NDArray[np.uint8]  # (M, 16)
 Decoded = NDArray[np.uint8] | Image.Image
-DigestOf = Callable[[], bytes]  # computes the digest of a sample that has been read
 
 DIGEST_BYTES = 16
 _LONGEST_NAME = 255  # bytes of a class name, the limit of file systems
@@ -61,8 +60,7 @@ class Split:
     consists of arrays (`sample_digest`).
 
     load: sample ids (M,) -> images (M, H, W, C) uint8, all of one size, and digests (M, 16) uint8.
-    read_each: sample ids (M,) -> iterator of image (H, W, C) uint8 of any size, and a function that
-    computes its digest.
+    read_each: sample ids (M,) -> iterator of image (H, W, C) uint8 of any size, and digest.
     read_digests: sample ids (M,) -> digests (M, 16) uint8, of bytes read now but not decoded.
     open_each: as read_each, but images may also be Pillow's, in RGB; None: images are arrays.
     name_of: sample id -> name of its image for messages.
@@ -70,10 +68,10 @@ class Split:
 
     labels: Ids | None
     load: Callable[[Ids], tuple[NDArray[np.uint8], Digests]]
-    read_each: Callable[[Ids], Iterable[tuple[NDArray[np.uint8], DigestOf]]]
+    read_each: Callable[[Ids], Iterable[tuple[NDArray[np.uint8], bytes]]]
     read_digests: Callable[[Ids], Digests]
     name_of: Callable[[int], str]
-    open_each: Callable[[Ids], Iterable[tuple[Decoded, DigestOf]]] | None = None
+    open_each: Callable[[Ids], Iterable[tuple[Decoded, bytes]]] | None = None
     paths: Sequence[Path] | None = None  # files of a folder, in the samples' order
     folder: Path | None = None  # base of the relative names in a digest
     num_unlabeled: int = 0
@@ -133,7 +131,7 @@ def array_split(images: NDArray[np.uint8], labels: Ids, name: str) -> Split:
     return Split(
         labels,
         load=lambda ids: (rows(ids), digests(ids)),
-        read_each=lambda ids: ((image, partial(sample_digest, image)) for image in images[ids]),
+        read_each=lambda ids: ((image, sample_digest(image)) for image in images[ids]),
         read_digests=digests,
         name_of=lambda sample: f"sample {sample} of {name}",
     )

@@ -31,7 +31,7 @@ from teach_once.train.studies.ablation import run_ablation
 from teach_once.views.pixels.resident import evaluation_pixels
 from teach_once.views.pixels.resident import free_memory as free_memory_on
 from teach_once.views.pixels.streaming import default_workers
-from teach_once.views.splits import DigestOf, Split, array_split, stack_digests
+from teach_once.views.splits import Split, array_split, stack_digests
 
 CPU = torch.device("cpu")
 GB = 2**30
@@ -254,10 +254,8 @@ def photographs_of(count: int, size: int) -> Split:
     def digests(ids: np.ndarray) -> np.ndarray:
         return stack_digests(int(sample).to_bytes(16, "little") for sample in ids)
 
-    def read_each(ids: np.ndarray) -> Iterator[tuple[np.ndarray, DigestOf]]:
-        return (
-            (image(sample), lambda s=sample: s.to_bytes(16, "little")) for sample in ids.tolist()
-        )
+    def read_each(ids: np.ndarray) -> Iterator[tuple[np.ndarray, bytes]]:
+        return ((image(int(sample)), int(sample).to_bytes(16, "little")) for sample in ids)
 
     def load(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.stack([image(int(sample)) for sample in ids]), digests(ids)

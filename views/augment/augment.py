@@ -119,14 +119,11 @@ def cut_views(
     views: Sequence[int],
     ids: NDArray[np.int64],
     shape: tuple[int, int, int],
-    known: Digests | None = None,
 ) -> tuple[NDArray[np.uint8], Digests]:
     """Apply the first step to `views` of samples `ids`; each image is read once.
 
-    known: (N, 16) digests of earlier calls, zero if unknown, to which those of this call are added;
-    None: compute each digest. Returns (V, M, *shape) uint8 views, not yet flipped, and (M, 16)
-    uint8 digests of the samples' bytes. Raises DatasetError if an image cannot be read or a view
-    has another shape.
+    Returns (V, M, *shape) uint8 views, not yet flipped, and (M, 16) uint8 digests of the samples'
+    bytes. Raises DatasetError if an image cannot be read or a view has another shape.
     """
     cuts = np.empty((len(views), len(ids), *shape), dtype=np.uint8)
     digests = []
@@ -135,12 +132,7 @@ def cut_views(
     opened = split.open_each if is_resized and split.open_each else split.read_each
     read = zip(ids.tolist(), opened(ids), strict=True)
     for row, (sample, (image, digest)) in enumerate(read):
-        if known is None:
-            digests.append(digest())
-        else:
-            if not known[sample].any():
-                known[sample] = np.frombuffer(digest(), np.uint8)
-            digests.append(known[sample].tobytes())
+        digests.append(digest)
         for index, view in enumerate(views):
             cut = _cut(image, config, view, sample, crops[index][row], split.name_of)
             if cut.shape != shape:

@@ -96,8 +96,8 @@ def _looker(split: Split | EncodedSplit, max_pixels: int) -> Look:
     read = split.open_each or split.read_each
 
     def look_at_sample(sample: int) -> tuple[bytes, bool]:
-        _, digest_of = next(iter(read(np.array([sample]))))
-        return digest_of(), False
+        _, digest = next(iter(read(np.array([sample]))))
+        return digest, False
 
     return look_at_sample
 

@@ -7,7 +7,6 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +34,6 @@ from teach_once.views.seeds import choice
 from teach_once.views.splits import (
     DatasetError,
     Decoded,
-    DigestOf,
     Digests,
     Ids,
     ImageSource,
@@ -155,15 +153,13 @@ def _split_of(part: ListedSplit, max_pixels: int) -> Split:
 def _folder_split(listing: Listing, max_pixels: int) -> Split:
     paths = listing.paths
 
-    def decode(path: Path) -> tuple[NDArray[np.uint8], DigestOf]:
+    def decode(path: Path) -> tuple[NDArray[np.uint8], bytes]:
         content = read_picture(path)
-        image = decode_bytes(content, shown_path(path), max_pixels)
-        return image, partial(sample_digest, content)
+        return decode_bytes(content, shown_path(path), max_pixels), sample_digest(content)
 
-    def opened(path: Path) -> tuple[Decoded, DigestOf]:
+    def opened(path: Path) -> tuple[Decoded, bytes]:
         content = read_picture(path)
-        image = decode_picture(content, shown_path(path), max_pixels)
-        return image, partial(sample_digest, content)
+        return decode_picture(content, shown_path(path), max_pixels), sample_digest(content)
 
     return Split(
         listing.labels,
@@ -218,15 +214,14 @@ def digest_of_files(
 
 
 def _decode_all(
-    paths: list[Path], decode: Callable[[Path], tuple[NDArray[np.uint8], DigestOf]]
+    paths: list[Path], decode: Callable[[Path], tuple[NDArray[np.uint8], bytes]]
 ) -> tuple[NDArray[np.uint8], Digests]:
     first, _ = decode(paths[0])
     images = np.empty((len(paths), *first.shape), dtype=np.uint8)
     digests = [b""] * len(paths)
 
     def decode_into(index: int) -> None:
-        image, digest = decode(paths[index])
-        digests[index] = digest()
+        image, digests[index] = decode(paths[index])
         check_same_size(first.shape, image, shown_path(paths[index]), shown_path(paths[0]))
         images[index] = image
 

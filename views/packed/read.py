@@ -14,7 +14,7 @@ import hashlib
 import math
 import shlex
 from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +43,6 @@ from teach_once.views.packed.format import (
 from teach_once.views.splits import (
     DatasetError,
     Decoded,
-    DigestOf,
     Digests,
     Ids,
     ImageSource,
@@ -286,7 +285,7 @@ class _PackedImages:
         images: NDArray[np.uint8] | None = None
         digests = []
         for place, (image, digest) in enumerate(self.read_each(ids)):
-            digests.append(digest())
+            digests.append(digest)
             if images is None:
                 images = np.empty((len(ids), *image.shape), dtype=np.uint8)
             check_same_size(images.shape[1:], image, self.name_of(int(ids[place])))
@@ -295,20 +294,20 @@ class _PackedImages:
             raise DatasetError(f"no samples requested from {shown_path(self.files[0].file.path)}")
         return images, stack_digests(digests)
 
-    def read_each(self, ids: Ids) -> Iterator[tuple[NDArray[np.uint8], DigestOf]]:
-        """Yield image (H, W, C) uint8 and a function: the digest of its original bytes."""
+    def read_each(self, ids: Ids) -> Iterator[tuple[NDArray[np.uint8], bytes]]:
+        """Yield image (H, W, C) uint8 and digest of the original bytes, in the order of `ids`."""
         for sample, content in self._read(ids):
             if self.is_encoded:
                 image = decode_bytes(content.tobytes(), self.name_of(sample), self.max_pixels)
             else:
                 image = content.reshape(self.files[0].file.image_shape(self.name))
-            yield image, partial(self._digest, sample, content)
+            yield image, self._digest(sample, content)
 
-    def open_each(self, ids: Ids) -> Iterator[tuple[Decoded, DigestOf]]:
+    def open_each(self, ids: Ids) -> Iterator[tuple[Decoded, bytes]]:
         """Yield as `read_each`, but images that are not large are Pillow's."""
         for sample, content in self._read(ids):
             image = decode_picture(content.tobytes(), self.name_of(sample), self.max_pixels)
-            yield image, partial(self._digest, sample, content)
+            yield image, self._digest(sample, content)
 
     def read_digests(self, ids: Ids) -> Digests:
         """Return (M, 16) uint8 digests of samples, which are read and verified."""

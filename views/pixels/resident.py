@@ -89,14 +89,11 @@ def open_pixels(
     normalization: Normalization,
     device: torch.device,
     num_workers: int | None = None,
-    *,
-    remembers_digests: bool = False,
 ) -> Pixels:
     """Open the views of a split, on the device if possible.
 
     num_workers: processes that read images that are not on the device; default: from the number of
-    cores. remembers_digests: for several epochs, see `StreamedPixels`. Raises DatasetError if the
-    images cannot be used.
+    cores. Raises DatasetError if the images cannot be used.
     """
     source = AugmentedSplit(split, config, normalization, device)
     augment = config.augment
@@ -105,7 +102,7 @@ def open_pixels(
         images, digests = split.loaded
         return ResidentPixels(source, torch.from_numpy(images).to(device), digests)
     workers = default_workers(device) if num_workers is None else num_workers
-    streamed = StreamedPixels(source, workers, remembers_digests=remembers_digests)
+    streamed = StreamedPixels(source, workers)
     return _loaded(streamed, source) if _is_cut_once(split, config, device) else streamed
 
 
@@ -137,9 +134,7 @@ def evaluation_pixels(
 ) -> Pixels:
     """Open a test or validation split under `config`'s evaluation transform; its only view is 0."""
     evaluation = ViewsConfig(augment=config.eval_transform, seed=config.seed, count=1)
-    return open_pixels(
-        split, evaluation, normalization, device, num_workers, remembers_digests=True
-    )
+    return open_pixels(split, evaluation, normalization, device, num_workers)
 
 
 def _loaded(streamed: StreamedPixels, source: AugmentedSplit) -> ResidentPixels:
@@ -206,9 +201,7 @@ def open_dataset_pixels(
             dataset.validation, views, normalization, device, num_workers
         )
     return DatasetPixels(
-        train=open_pixels(
-            dataset.train, views, normalization, device, num_workers, remembers_digests=True
-        ),
+        train=open_pixels(dataset.train, views, normalization, device, num_workers),
         validation=validation,
         test=evaluation_pixels(dataset.test, views, normalization, device, num_workers),
     )

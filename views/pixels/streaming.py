@@ -40,9 +40,7 @@ class StreamedPixels(Finisher):
 
     is_streamed = True
 
-    def __init__(
-        self, source: AugmentedSplit, num_workers: int, *, remembers_digests: bool = False
-    ) -> None:
+    def __init__(self, source: AugmentedSplit, num_workers: int) -> None:
         split, config = source.split, source.config
         shape = view_shape(split.first_shape, config.augment)
         super().__init__(source, shape)
@@ -53,13 +51,7 @@ class StreamedPixels(Finisher):
         if num_workers and not ahead:
             self.where += f": {_SHARED_MEMORY} is too small for worker batches"
         self._parts_ahead = ahead
-        self._cut_views = _CutViews(
-            split,
-            config,
-            shape,
-            shares_memory=self.num_workers > 0,
-            remembers_digests=remembers_digests,
-        )
+        self._cut_views = _CutViews(split, config, shape, shares_memory=self.num_workers > 0)
         self._loader = self._new_loader()
 
     def _new_loader(self) -> DataLoader[_Part]:
@@ -205,23 +197,14 @@ class _CutViews(Dataset["_Part"]):
     """The work of a worker. An error in the data, or lack of memory, is returned as a message.
 
     shares_memory: move a part to shared memory here. Otherwise the sending thread would do so, and
-    drop the part if there is not enough memory. remembers_digests: compute the digest of a sample
-    once per worker, not at each reading; takes 16 bytes per sample and worker.
+    drop the part if there is not enough memory.
     """
 
     def __init__(
-        self,
-        split: Split,
-        config: ViewsConfig,
-        shape: tuple[int, int, int],
-        *,
-        shares_memory: bool,
-        remembers_digests: bool,
+        self, split: Split, config: ViewsConfig, shape: tuple[int, int, int], *, shares_memory: bool
     ) -> None:
         self._split, self._config, self._shape = split, config, shape
         self._shares_memory = shares_memory
-        known = (len(split), DIGEST_BYTES) if remembers_digests else None
-        self._known = None if known is None else np.zeros(known, np.uint8)
 
     def __getitem__(self, key: _Key) -> _Part:
         views, ids, partners = key
@@ -241,7 +224,7 @@ class _CutViews(Dataset["_Part"]):
         return images, digests.tobytes()
 
     def _cut(self, views: Sequence[int], ids: Ids) -> tuple[NDArray[np.uint8], Digests]:
-        return cut_views(self._split, self._config, views, ids, self._shape, self._known)
+        return cut_views(self._split, self._config, views, ids, self._shape)
 
 
 def _no_room(error: Exception) -> DatasetError:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import multiprocessing
 import os
 import signal
@@ -36,7 +34,7 @@ from teach_once.views.augment.parameters import view_parameters
 from teach_once.views.datasets import DatasetError, load_dataset
 from teach_once.views.pixels import resident as pixels_module
 from teach_once.views.pixels import streaming
-from teach_once.views.pixels.batches import AugmentedSplit, Pixels, normalize
+from teach_once.views.pixels.batches import Pixels, normalize
 from teach_once.views.pixels.resident import (
     ResidentPixels,
     calibration_batches,
@@ -44,7 +42,7 @@ from teach_once.views.pixels.resident import (
     open_pixels,
 )
 from teach_once.views.pixels.streaming import StreamedPixels
-from teach_once.views.splits import Decoded, DigestOf, Ids, array_split
+from teach_once.views.splits import array_split
 from tests.support.caches.teacher_cache import CPU
 from tests.support.datasets.image_folders import write_image_folder
 from tests.support.datasets.streamed_pixels import CROP, RGB, split_of, streamed_pixels
@@ -145,33 +143,6 @@ def test_images_that_do_not_fit_are_streamed(tmp_path: Path, monkeypatch) -> Non
     expected = view_pixels(split, views, 3, np.arange(6))
     found = all_batches(streamed, [3], np.arange(6))[3]
     assert torch.equal(found, normalize(torch.from_numpy(expected), RGB))
-
-
-@pytest.mark.parametrize("remembers", [True, False])
-def test_digest_of_a_sample_is_computed_once_for_several_epochs(
-    remembers: bool, photographs: Path
-) -> None:
-    split, computed = split_of(photographs), list[int]()
-    read = split.open_each
-    assert read is not None
-
-    def counting(sample: int, digest: DigestOf) -> bytes:
-        computed.append(sample)
-        return digest()
-
-    def opened(ids: Ids) -> Iterator[tuple[Decoded, DigestOf]]:
-        for sample, (image, digest) in zip(ids.tolist(), read(ids), strict=True):
-            yield image, functools.partial(counting, sample, digest)
-
-    source = AugmentedSplit(
-        dataclasses.replace(split, open_each=opened), ViewsConfig(augment=CROP, seed=1), RGB, CPU
-    )
-    pixels = StreamedPixels(source, 0, remembers_digests=remembers)
-    ids, expected = np.arange(20)[::-1].copy(), split.read_digests(np.arange(20))
-    for view in range(3):
-        digests = [batch.digests for batch in pixels.batches([view], ids, 8)]
-        assert np.array_equal(np.concatenate(digests), expected[ids])
-    assert sorted(computed) == sorted([*range(20)] * (1 if remembers else 3))
 
 
 def test_where_images_come_from_is_told(photographs: Path, monkeypatch) -> None:

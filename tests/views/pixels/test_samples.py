@@ -22,6 +22,8 @@ from teach_once.store.format.journal import JournalWriter
 from teach_once.store.identity import identity_sha256
 from teach_once.store.move.hdf5 import export_cache, import_cache
 from teach_once.train.cli.commands import cli as train
+from teach_once.train.engine.epoch_result import EpochResult
+from teach_once.train.recording.run_writer import RunWriter
 from teach_once.views.augment import augment as canary
 from teach_once.views.command import cli as views
 from teach_once.views.images import folders
@@ -138,6 +140,28 @@ def test_training_refuses_an_image_that_has_changed_and_names_it(
         assert f"rm -r {cache_of(root)}" in told
     (root / "data" / CHANGED).write_bytes(before)
     assert train_student(root) == 0
+
+
+@pytest.mark.parametrize("root", [STREAMED], indirect=True)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_refuses_an_image_that_changes_after_the_first_epoch(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    assert make_cache(root) == 0
+    save_epoch, epochs = RunWriter.save_epoch, list[int]()
+
+    def change_after(writer: RunWriter, result: EpochResult) -> None:
+        save_epoch(writer, result)
+        epochs.append(result.epoch)
+        if result.epoch == 1:
+            change(root)
+
+    monkeypatch.setattr(RunWriter, "save_epoch", change_after)
+    assert train_student(root, "--workers", str(workers), "training.epochs=4") == 2
+    assert (
+        f"{root}/data/{CHANGED} has changed since the cache was filled" in capsys.readouterr().err
+    )
+    assert max(epochs) < 4
 
 
 def test_every_sample_can_be_compared_without_the_teacher(

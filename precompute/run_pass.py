@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
+from teach_once.nets.metrics import count_errors
 from teach_once.precompute.compute.blocks import run_blocks
 from teach_once.precompute.compute.queue import Rounds
-from teach_once.precompute.compute.setup import Setup
+from teach_once.precompute.compute.setup import Setup, evaluation_setup, open_evaluated
 from teach_once.precompute.compute.spool import remove_spools
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.precompute.compute.trial import certificate, fastest_batch
-from teach_once.precompute.evaluation import fill_evaluation
 from teach_once.precompute.plan import Plan, memory_of, planned
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.formats import counted
+from teach_once.runtime.safe.locks import Job
 from teach_once.store import CacheFull, TeacherCache
 from teach_once.store.errors import SamplesChanged
 from teach_once.store.inspect.inspect import agreement
@@ -112,9 +114,9 @@ def _run_pending(
 def measured(
     teacher_pass: TeacherPass, images_per_second: float, stop: StopRequest, console: Console
 ) -> dict[str, float]:
-    """Fill the evaluation cache and return what the manifest says of the teacher.
+    """Fill the evaluation cache and return the measurements for the manifest.
 
-    These are its test metrics, the pass's rate and the certificate of reduced taps.
+    These are the teacher's test metrics, the pass's rate and the certificate of reduced taps.
     """
     cache = open_filled(teacher_pass.setup)
     has_logits, test = "correct" in cache.taps, fill_evaluation(teacher_pass, stop, console)
@@ -125,6 +127,44 @@ def measured(
         "images_per_second": images_per_second,
         **certificate(teacher_pass, cache, console),
     }
+
+
+def fill_evaluation(
+    teacher_pass: TeacherPass, stop: StopRequest, console: Console
+) -> Mapping[str, float]:
+    """Complete the evaluation cache inside the cache; returns the teacher's test metrics by name.
+
+    It holds the teacher's outputs of the test images, one view each, with which outputs of students
+    can be compared without running the teacher. It is a cache of its own, so the same code writes,
+    resumes, checks and copies it. Its name contains the digest of the test images, so other test
+    images get another one. A complete one is only read. Without logits or labels there are no
+    metrics. Raises CacheError, DatasetError or Stopped.
+    """
+    cache = open_evaluated(teacher_pass.setup, every_byte=True)
+    return _test_metrics(cache or _new_evaluation(teacher_pass, stop, console))
+
+
+def _new_evaluation(teacher_pass: TeacherPass, stop: StopRequest, console: Console) -> TeacherCache:
+    setup = evaluation_setup(teacher_pass.setup)
+    options = dataclasses.replace(teacher_pass.options, job=Job(), carried_from=None)
+    evaluation = TeacherPass(setup, options, teacher=teacher_pass.teacher)
+    evaluation.batch_size = teacher_pass.batch_size
+    with open_destination(
+        setup.path,
+        evaluation.content(),
+        spool_folder=evaluation.folder,
+        check_every_byte=True,
+    ) as writer:
+        run_blocks(evaluation, writer, writer.work, stop, console)
+        writer.finish({})
+    return TeacherCache.open(setup.path, num_views=1, taps=setup.tap_names)
+
+
+def _test_metrics(cache: TeacherCache) -> Mapping[str, float]:
+    if "logits" not in cache.taps or cache.labels is None:
+        return {}
+    logits = torch.from_numpy(cache.read_view(0, ["logits"])["logits"])
+    return count_errors([(logits, torch.from_numpy(cache.labels))])
 
 
 def open_filled(setup: Setup) -> TeacherCache:

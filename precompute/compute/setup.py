@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from teach_once.configs.commands import teacher_command
 from teach_once.configs.load import ConfigError, check_data_exists, load_teacher
@@ -31,7 +30,7 @@ from teach_once.store.identity import (
     with_weights,
 )
 from teach_once.store.inspect.find import cache_folder
-from teach_once.store.read.evaluation import evaluation_path, test_name
+from teach_once.store.read.evaluation import evaluation_name, evaluation_path
 from teach_once.store.read.reader import TeacherCache
 from teach_once.views.datasets import Dataset, load_dataset
 from teach_once.views.identity import views_identity
@@ -164,17 +163,17 @@ def require_weights(setup: Setup) -> Setup:
 def evaluation_setup(setup: Setup) -> Setup:
     """Return the setup of the evaluation cache inside the cache of `setup`.
 
-    Its training samples are the test images, and its only view is the evaluation transform.
+    Its training samples are the test images, and its only view is the evaluation transform. It is
+    small, so everything is stored in float32: a test image whose outputs overflow float16 must not
+    stop a pass.
     """
     config, dataset = setup.config, setup.dataset
     transform, digest = config.views.eval_transform, dataset.test_digest
     taps = dataclasses.replace(
         config.taps,
         logits="float32" if config.taps.logits else None,
-        channel_means=_evaluation_dtype(config.taps.channel_means)
-        if config.taps.reads_stages
-        else None,
-        embedding=_evaluation_dtype(config.taps.embedding) if config.taps.embedding else None,
+        channel_means="float32" if config.taps.reads_stages else None,
+        embedding="float32" if config.taps.embedding else None,
         attention=None,
         hint=None,
     )
@@ -184,13 +183,8 @@ def evaluation_setup(setup: Setup) -> Setup:
         config=dataclasses.replace(config, views=views, taps=taps),
         dataset=dataclasses.replace(dataset, train=dataset.test, digest=digest),
         identity=evaluation_identity(setup.identity, digest, as_plain(transform)),
-        path=evaluation_path(setup.path, test_name(digest)),
+        path=evaluation_path(setup.path, evaluation_name(digest)),
     )
-
-
-def _evaluation_dtype(of_views: object) -> Literal["float16", "float32"]:
-    """Return float32 if the views store it, because their values may overflow float16."""
-    return "float32" if of_views == "float32" else "float16"
 
 
 def open_evaluated(setup: Setup, *, every_byte: bool) -> TeacherCache | None:

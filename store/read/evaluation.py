@@ -30,7 +30,7 @@ def evaluation_path(cache: Path, name: str) -> Path:
     return cache / EVALUATION / name
 
 
-def test_name(split_digest: str) -> str:
+def evaluation_name(split_digest: str) -> str:
     """Return the name of the evaluation cache of test images with this digest."""
     return f"test-{split_digest[:_DIGITS]}"
 

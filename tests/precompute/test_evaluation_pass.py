@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.metrics import count_errors
 from teach_once.nets.teacher.taps import Tap
-from teach_once.precompute import evaluation
+from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute import run_pass
 from teach_once.precompute.command import cli
+from teach_once.precompute.compute.blocks import run_blocks
 from teach_once.precompute.compute.setup import Setup, evaluation_setup, open_evaluated
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
+from teach_once.runtime.command.signals import StopRequest
 from teach_once.store import TeacherCache
 from teach_once.store.command import cli as store
 from teach_once.store.read.evaluation import evaluation_names
@@ -67,18 +72,6 @@ def test_evaluation_cache_holds_the_exact_outputs_of_the_test_images(
     assert {f"test_{name}": value for name, value in errors.items()}.items() <= (
         cache.measured.items()
     )
-
-
-@pytest.mark.parametrize(
-    ("of_views", "dtype"), [("float16", "float16"), ("uint8", "float16"), ("float32", "float32")]
-)
-def test_evaluation_cache_keeps_float32_of_channel_means(
-    small_teacher: Make, tmp_path: Path, of_views: str, dtype: str
-) -> None:
-    config = small_teacher(f"taps.channel_means={of_views}")
-    make_cache(config, tmp_path)
-    stored = evaluated(setup_of(config, tmp_path)).manifest.taps
-    assert {spec.dtype for name, spec in stored.items() if name.startswith("stage")} == {dtype}
 
 
 def test_evaluation_cache_without_logits_holds_the_means(
@@ -141,8 +134,8 @@ def test_evaluation_of_other_test_images_is_another_cache(
     changed = dataclasses.replace(setup, dataset=other)
     assert open_evaluated(changed, every_byte=True) is None
     teacher_pass = TeacherPass(changed, PassOptions(CPU))
-    with evaluation.StopRequest() as stop:
-        evaluation.fill_evaluation(teacher_pass, stop, evaluation.Console(quiet=True))
+    with StopRequest() as stop:
+        run_pass.fill_evaluation(teacher_pass, stop, Console(quiet=True))
     assert len(evaluated(changed).labels) == 40
     assert evaluated(setup).num_samples == len(setup.dataset.test)
     names = evaluation_names(setup.path)
@@ -157,11 +150,13 @@ def test_evaluation_pass_that_was_killed_is_resumed(
     class Killed(BaseException):
         pass
 
-    def killed(*_: object) -> None:
-        raise Killed
+    def killed(teacher_pass: TeacherPass, *more: Any) -> int:
+        if "evaluation" in teacher_pass.setup.path.parts:
+            raise Killed
+        return run_blocks(teacher_pass, *more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(evaluation, "run_blocks", killed)
+        patched.setattr(run_pass, "run_blocks", killed)
         with pytest.raises(Killed):
             make_cache(config, tmp_path)
     setup = setup_of(config, tmp_path)
@@ -169,3 +164,17 @@ def test_evaluation_pass_that_was_killed_is_resumed(
     cache = make_cache(config, tmp_path)
     assert "test_top1_error" in cache.measured
     assert evaluated(setup).num_samples == len(setup.dataset.test)
+
+
+def test_evaluation_cache_holds_means_that_overflow_float16(
+    small_teacher: Make, tmp_path: Path
+) -> None:
+    weights = torch.load(small_teacher().teacher.weights, weights_only=True)
+    weights["layer3.0.bn2.weight"] *= 1e6
+    save_atomically(weights, tmp_path / "large.pt")
+    config = small_teacher(
+        f"teacher.weights={tmp_path}/large.pt", "taps.channel_means=uint8", "taps.logits=uint8"
+    )
+    make_cache(config, tmp_path / "caches")
+    means = evaluated(setup_of(config, tmp_path / "caches")).read_view(0)["stage3"]
+    assert means.max() > np.finfo(np.float16).max

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from teach_once.configs.schema import TeacherConfig
 from teach_once.train.cli.commands import cli
+from tests.support.caches.teacher_cache import CachesMadeOnce
 from tests.support.project import QUICK_RUN
 
 MODULES = {
@@ -17,6 +20,7 @@ MODULES = {
 }
 
 
+@pytest.mark.parametrize("has_cache", [False, True])
 @pytest.mark.parametrize("key", ["student.arch=python:", "methods.kd.0.loss="])
 @pytest.mark.parametrize(
     ("named", "told", "fix"),
@@ -36,6 +40,9 @@ def test_option_that_names_code_which_fails_ends_with_one_message(
     named: str,
     told: str,
     fix: str,
+    has_cache: bool,
+    small_teacher: Callable[..., TeacherConfig],
+    caches_made_once: CachesMadeOnce,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -43,8 +50,13 @@ def test_option_that_names_code_which_fails_ends_with_one_message(
     for name, text in MODULES.items():
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    words = ["check", "digits-resnet8", "--methods", "kd", *QUICK_RUN, f"{key}{named}"]
-    assert cli(words) == 2
+    config, caches = small_teacher(), tmp_path / "caches"
+    if has_cache:
+        caches_made_once.copy_into(config, caches)
+    assert config.source is not None
+    overrides = [f"teacher.{each}" for each in config.source.overrides]
+    words = ["check", "digits-resnet8", "--methods", "kd", "--caches", str(caches), *QUICK_RUN]
+    assert cli([*words, *overrides, f"{key}{named}"]) == 2
     shown = capsys.readouterr().err
     assert told in shown
     assert fix in shown.rpartition("fix:")[2]

@@ -166,7 +166,7 @@ def check_study(
     methods = request.methods.split() or list(config.methods)
     local = request.storage.local()
     runs = PlannedRuns(config, teacher, methods, seeds, local, request.placement)
-    found = check_runs(runs, device)
+    found = check_runs(runs, device, builds_networks=True)
     if found == ALL_FINISHED and not is_shown_if_finished:
         return
     if found != ALL_FINISHED and (hint := slow_precision(config, teacher, local.caches, device)):

@@ -159,10 +159,11 @@ class PlannedRuns:
         return [study.run(method, seed) for method in self.methods for seed in self.seeds]
 
 
-def check_runs(runs: PlannedRuns, device: str) -> str:
+def check_runs(runs: PlannedRuns, device: str, *, builds_networks: bool = False) -> str:
     """Check that runs can work; returns a description of the checks.
 
-    Without a cache, the teacher's config determines the content of the future cache. Raises
+    Without a cache, the teacher's config determines the content of the future cache, and both
+    networks are built. builds_networks: build the student with a cache too. Raises
     TrainError, ArchError, TapError, DatasetError or DeviceError if a run cannot work.
     """
     config, teacher, methods = runs.config, runs.teacher, runs.methods
@@ -177,7 +178,11 @@ def check_runs(runs: PlannedRuns, device: str) -> str:
         if all(run.is_finished for run in runs.of(study)):
             return ALL_FINISHED
     from teach_once.runtime.machine.devices import check_device
-    from teach_once.train.runs.check_methods import check_without_cache, missing_taps
+    from teach_once.train.runs.check_methods import (
+        check_students,
+        check_without_cache,
+        missing_taps,
+    )
 
     check_device(device)
     if runs.ranks > 1:
@@ -191,7 +196,12 @@ def check_runs(runs: PlannedRuns, device: str) -> str:
         check_without_cache(config, teacher, methods, runs.storage.caches)
         there = "does not exist yet" if study is None else "lacks some taps"
         return f"checked: device, images, networks, taps and losses; the cache {there}"
-    return f"checked: device, and that {shown_path(study.cache.path)} has all taps that they read"
+    checked = "device"
+    if builds_networks:
+        check_students(study, methods)
+        checked = "device, networks, losses"
+    cache = shown_path(study.cache.path)
+    return f"checked: {checked}, and that {cache} has all taps that they read"
 
 
 def slow_precision(

@@ -110,6 +110,16 @@ def check_methods(study: Study, methods: Sequence[str]) -> None:
                 teacher.cache.refuse_incomplete(of_each[number])
 
 
+def check_students(study: Study, methods: Sequence[str]) -> None:
+    """Raise TrainError, ArchError or TapError unless each student fits the study's caches."""
+    check_methods(study, methods)
+    taps = [teacher.cache.taps for teacher in study.teachers]
+    combined = combine_taps(taps, study.config.weight_of_each)
+    for method in methods:
+        terms, num_classes = study.config.methods[method], study.dataset.num_classes
+        check_student(study.config, terms, combined, study.image_shape, num_classes)
+
+
 def check_without_cache(
     config: StudentConfig,
     first: TeacherConfig,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -202,8 +201,13 @@ def test_every_flipped_bit_is_noticed_or_harmless(run: Run, name: str) -> None:
             assert read_result(run.folder, run.identity) == summary, position
         except BadFile:
             continue
-        # Only the letter of an exponent may be in either case: 1e-05 and 1E-05 are one number.
-        assert re.sub(rb"(?<=\d)E(?=[+-]?\d)", b"e", flipped) == whole, position
+        # 1e-05 and 1E-05 are one number, and so are some that differ in the 17th digit.
+        assert numbers_in(flipped, name) == numbers_in(whole, name), position
+
+
+def numbers_in(content: bytes, name: str) -> list[Any]:
+    documents = content.splitlines() if name.endswith(".jsonl") else [content]
+    return [json.loads(each) for each in documents]
 
 
 @pytest.mark.parametrize("name", ["run.json", "summary.json"])

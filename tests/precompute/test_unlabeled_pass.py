@@ -17,16 +17,9 @@ from teach_once.precompute.verify import cli as verify
 from teach_once.store import TeacherCache
 from teach_once.store.command import cli as store
 from teach_once.train.dataset import DistillationDataset, EvaluationDataset
-from tests.support.datasets.other_formats import picture
+from tests.support.datasets.other_formats import UNLABELED, picture
 
-CONFIG = """
-dataset:
-  type: images
-  root: photos
-  normalization: {mean: [0, 0, 0], std: [1, 1, 1]}
-views: {augment: {type: pad-crop-flip}, count: 2}
-teacher: {arch: resnet8, weights: w.pt, num_classes: 7}
-taps: {logits: float32, channel_means: float32}
+CONFIG = f"""{UNLABELED}taps: {{logits: float32, channel_means: float32}}
 """
 
 

@@ -24,6 +24,7 @@ from teach_once.configs.load import load_student, load_teacher, split_overrides
 from teach_once.nets.networks.timm_models import import_timm
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
+from teach_once.precompute.command import cli as precompute
 from teach_once.store import TeacherCache
 from teach_once.train.cli.commands import cli
 from teach_once.train.terms import loss_named
@@ -36,6 +37,7 @@ from tests.support.shortened import ALL_DIGITS
 Trained = tuple[Path, subprocess.CompletedProcess[str]]
 
 README = ROOT / "README.md"
+WITHOUT_LABELS = "photos-without-labels.yaml"
 OWN_LOSSES = ("my_losses.py", "my_batch_losses.py")
 EVERY_COMMAND = [
     pytest.param(command, id=f"{document.stem}: {command}")
@@ -59,7 +61,28 @@ def test_every_code_block_is_run_by_a_test() -> None:
         "loader.py",
         "unpack_imagenet.py",
     }
-    assert set(code_blocks("yaml")) == {"photos-resnet50.yaml", "photos-resnet18.yaml"}
+    assert set(code_blocks("yaml")) == {
+        *("photos-resnet50.yaml", "photos-resnet18.yaml"),
+        WITHOUT_LABELS,
+    }
+
+
+def test_config_of_images_without_labels_makes_a_cache(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / WITHOUT_LABELS).write_text(code_blocks("yaml")[WITHOUT_LABELS])
+    shutil.copytree(photographs, tmp_path / "photos")
+    network = build("timm:test_vit", num_classes=1000)
+    save_atomically(network.state_dict(), tmp_path / "random.pt")
+    small = ["teacher.arch=timm:test_vit", "teacher.weights=random.pt", "views.count=2"]
+    small += ["views.augment.size_px=160"]
+    assert precompute([WITHOUT_LABELS, "--device", "cpu", *small]) == 0
+    (path,) = (tmp_path / "caches").glob("photos-*")
+    cache = TeacherCache.open(path)
+    assert cache.labels is None
+    assert {"logits", "embedding"} < set(cache.taps)
+    assert cache.taps["logits"].shape == (1000,)
 
 
 @pytest.mark.parametrize("name", sorted(code_blocks("python")))
@@ -205,8 +228,8 @@ def test_a_loss_of_ones_own_is_a_method(
 
 
 def test_a_folder_and_a_checkpoint_become_a_student(checkout: Path, photographs: Path) -> None:
-    for name, text in code_blocks("yaml").items():
-        (checkout / name).write_text(text)
+    for name in ("photos-resnet50.yaml", "photos-resnet18.yaml"):
+        (checkout / name).write_text(code_blocks("yaml")[name])
     shutil.copytree(photographs, checkout / "photos")
     network = build("resnet50", num_classes=2, stem="imagenet")
     save_atomically({"state_dict": network.state_dict()}, checkout / "checkpoint.pt")

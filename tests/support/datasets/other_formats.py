@@ -1,4 +1,4 @@
-"""Shared parts of the tests of tar shards and of Hugging Face tables."""
+"""Shared parts of the tests of tar shards, Hugging Face tables and images without labels."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ dataset:
   normalization: {{mean: [0, 0, 0], std: [1, 1, 1]}}
 views: {{augment: {{type: pad-crop-flip}}, count: 2}}
 teacher: {{arch: resnet8, weights: w.pt}}
+"""
+
+
+UNLABELED = """
+dataset:
+  type: images
+  root: photos
+  normalization: {mean: [0, 0, 0], std: [1, 1, 1]}
+views: {augment: {type: pad-crop-flip}, count: 2}
+teacher: {arch: resnet8, weights: w.pt, num_classes: 7}
 """
 
 

@@ -13,20 +13,13 @@ from teach_once.train.errors import TrainError
 from teach_once.train.runs.check_methods import check_without_cache
 from teach_once.train.runs.study import open_study
 from teach_once.train.runs.weights import load_teacher_data
-from tests.support.datasets.other_formats import picture
+from tests.support.datasets.other_formats import UNLABELED, picture
 
-CONFIG = """
-dataset:
-  type: images
-  root: photos
-  normalization: {mean: [0, 0, 0], std: [1, 1, 1]}
-views: {augment: {type: pad-crop-flip}, count: 2}
-teacher: {arch: resnet8, weights: w.pt, num_classes: 7}
-training:
+CONFIG = f"""{UNLABELED}training:
   epochs: 20
   batch_size: 64
   learning_rate: 0.1
-  schedule: {type: onecycle}
+  schedule: {{type: onecycle}}
   nesterov: true
   weight_decay: 5e-4
 """

@@ -1,13 +1,12 @@
 """The metrics of a network: their names in files, titles, units, directions and ranges.
 
 Files and tables hold values by name, {"top1_error": 5.27}. To add a metric, add a record here and
-compute its value where networks are evaluated (`train.engine.evaluation`); files, tables, charts
-and trackers then include it.
+compute its value where networks are evaluated (`train.engine.evaluation`); run files, printed lines
+and trackers then include it. The report shows errors only.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -33,9 +32,9 @@ class Metric(NamedTuple):
         """Format a value without its unit: "5.27"."""
         return f"{value:.{self.digits}f}"
 
-    def format(self, value: float) -> str:
-        """Format a value with its unit: "5.27 %"."""
-        return f"{self.format_number(value)} {self.unit}".rstrip()
+    def format(self, value: float, width: int = 0) -> str:
+        """Format a value with its unit: "5.27 %". width: of the number, padded on the left."""
+        return f"{self.format_number(value):>{width}} {self.unit}".rstrip()
 
     def is_better(self, value: float, other: float) -> bool:
         """Return True if `value` is better than `other`; equal values are not."""
@@ -64,10 +63,10 @@ def deciding_metric(values: Values) -> Metric:
     raise ValueError(f"none of the metrics {', '.join(values)} chooses the best epoch")
 
 
-def format_values(values: Values) -> str:
-    """Format values in a line: "top-1 error 5.27 %, top-5 error 0.10 %"."""
+def format_values(values: Values, width: int = 0) -> str:
+    """Format values in a line: "top-1 error 5.27 %, top-5 error 0.10 %". width: of the numbers."""
     known = [metric for metric in METRICS.values() if metric.name in values]
-    return ", ".join(f"{metric.title} {metric.format(values[metric.name])}" for metric in known)
+    return ", ".join(f"{each.title} {each.format(values[each.name], width)}" for each in known)
 
 
 def format_deciding(values: Values) -> str:
@@ -86,8 +85,6 @@ def check_values(values: Mapping[str, Any]) -> dict[str, float]:
             raise ValueError(f"{name} is not a metric of this version")
         if not metric.is_valid(value):
             bounds = f"{metric.lowest:g} to {metric.highest:g}"
-            if math.isinf(metric.highest):
-                bounds = f"{metric.lowest:g} or more"
             raise ValueError(f"{name} is {value!r}, expected a number from {bounds}")
     if not any(metric.name in values for metric in DECIDING):
         raise ValueError(f"none of {', '.join(each.name for each in DECIDING)} is there")

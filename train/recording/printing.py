@@ -16,6 +16,8 @@ from teach_once.train.recording.recorder import Recorder
 from teach_once.train.schedule import weight_at
 from teach_once.train.terms import loss_named
 
+_NUMBER_WIDTH = 6  # of metrics, so that the lines of epochs align
+
 
 def print_other_threads(recorder: Recorder, device: torch.device, console: Console | None) -> None:
     before, now = recorder.threads_before, torch.get_num_threads()
@@ -91,4 +93,4 @@ def _test_text(result: EpochResult) -> str:
     metric = deciding_metric(values)
     average = result.average.test if result.average else None
     averaged = f", averaged weights {metric.format(average[metric.name])}" if average else ""
-    return f"test {format_values(values)}{averaged}"
+    return f"test {format_values(values, _NUMBER_WIDTH)}{averaged}"

@@ -254,7 +254,7 @@ test-quick: env-examples ## run the most telling tests, while you work
 	@$(PYTEST) -n 2 -m quick $$($(PY) -m tests.support.selection)
 
 test-long: env-examples env-cluster ## run the long sweeps, of which test runs a sample
-	@$(PYTEST) -m long
+	@$(PYTEST) -m long -o faulthandler_timeout=1800
 
 # The tests of a group share a worker; the longest start first: tests/support/selection.py.
 PYTEST = $(PY) -m pytest -n 3 --max-worker-restart 0 --no-loadscope-reorder

@@ -1,1 +1,1 @@
-"""What came out: the finished runs of a folder as a table, charts and a page."""
+"""The report of a folder's finished runs: a table, charts and a page."""

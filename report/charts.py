@@ -1,9 +1,9 @@
-"""The report's charts: errors, learning curves and differences of methods, as SVG or PNG.
+"""Charts of the report as SVG or PNG: errors, learning curves and differences of methods.
 
-Figures are 480 px wide with text of 14.5 px and more, so that a phone shows 11 px. Labels stand at
-what they name; there are no legends. An SVG follows the reader's light or dark scheme; its colors
-are those of the report's page. Axes cover the methods, not an outlier: a value far beyond the
-others is an arrow at the edge with its number.
+Figures are 480 px wide with text of at least 14.5 px, which a phone scales to 11 px. Labels are
+placed next to their data instead of in legends. An SVG follows the reader's light or dark scheme
+with the colors of the report's page. Axes cover the methods without outliers: a value far beyond
+the others is an arrow at the edge with its number.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from teach_once.runtime.safe.text import in_plot
 
 WIDTH, FONT_PX = 480, 14.5
 _ROW_PX = 26
-_MAX_ROWS = 200  # of a figure; more would be an image that nothing opens
+_MAX_ROWS = 200  # per figure; viewers cannot open larger images
 INK, QUIET, RULE = "#1c232b", "#5b6672", "#e3e7eb"
 _DARK_OF = {
     **{INK: "#e6eaee", QUIET: "#a3adb8", RULE: "#323a43", LIGHT_PAPER: DARK_PAPER},
     **dict(zip(LIGHT, DARK, strict=True)),
 }
-_STYLE: dict[Any, Any] = {  # matplotlib's parameters
+_STYLE: dict[Any, Any] = {  # matplotlib's rcParams
     **{"font.size": FONT_PX, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": QUIET},
     **{"xtick.color": QUIET, "ytick.color": QUIET, "xtick.labelcolor": INK, "axes.grid": True},
     **{"ytick.labelcolor": INK, "grid.color": RULE, "figure.facecolor": "none"},
@@ -44,7 +44,7 @@ _STYLE: dict[Any, Any] = {  # matplotlib's parameters
 
 
 class Dot(NamedTuple):
-    """One row of a chart: a mean, its interval or deviation (half-width), and single runs."""
+    """One row of a chart: a mean, the half-width of its interval or deviation, and single runs."""
 
     label: str
     mean: float
@@ -55,7 +55,7 @@ class Dot(NamedTuple):
 def errors_by_method(
     rows: Sequence[Row], results: Sequence[Result], teacher: Mapping[str, float]
 ) -> Figure:
-    """Rows sorted by error; student alone (ce) and teacher as labeled lines."""
+    """Draw the rows sorted by error, and the student alone (ce) and the teacher as lines."""
     errors: dict[str, list[float]] = {}
     for result in results:
         errors.setdefault(result.method, []).append(result.last.top1)
@@ -75,7 +75,7 @@ def _dot(label: str, errors: Sequence[float]) -> Dot:
 
 
 def differences_to(rows: Sequence[Row], reference: str) -> Figure | None:
-    """A forest plot of the paired differences to ce or kd, sorted; None if there are none."""
+    """Draw a forest plot of the paired differences to ce or kd, sorted; None if there are none."""
     dots = [
         Dot(row.method, each.mean, _half_width(each.interval))
         for row, to, each in known_differences(rows)
@@ -86,7 +86,7 @@ def differences_to(rows: Sequence[Row], reference: str) -> Figure | None:
 
 
 def _half_width(interval: Interval | None) -> float:
-    """Zero below three seeds: with two, an interval of t(1) contains everything."""
+    """Return zero below three seeds: with two, an interval of t(1) contains everything."""
     return interval.half_width if interval and interval.count >= 3 else 0.0
 
 
@@ -94,7 +94,7 @@ def _half_width(interval: Interval | None) -> float:
 def dot_chart(
     dots: Sequence[Dot], title: str, lines: Mapping[str, float], *, signed: bool = False
 ) -> Figure:
-    """A row per dot, the lowest on top, and vertical lines with their labels."""
+    """Draw a row per dot, the lowest on top, and vertical lines with their labels."""
     dots = sorted(dots, key=lambda dot: dot.mean)
     shown = range_of([dot.mean for dot in dots], lines.values() if signed else ())
     low, high = shown
@@ -123,9 +123,9 @@ def dot_chart(
 
 
 def range_of(means: Sequence[float], more: Iterable[float] = ()) -> tuple[float, float]:
-    """Least and greatest mean, without an outlier on either side that alone doubles the range.
+    """Return the least and greatest mean, without an outlier that alone doubles the range.
 
-    more: values that are part of the range, whatever they are.
+    more: values that the range always includes.
     """
     fixed, kept = list(more), sorted(means)
     if len(kept) > 3 and kept[-1] - kept[0] > 2 * (kept[-2] - kept[0]) > 0:
@@ -167,7 +167,7 @@ def _draw_dot(axes: Axes, dot: Dot, row: int, form: str) -> None:
 
 @rc_context(_STYLE)
 def learning_curves(curves: Sequence[Curve]) -> Figure:
-    """Mean errors over epochs: the best five in color, each named at its end; the others gray."""
+    """Draw mean errors over epochs: the best five in color with their names, the others in gray."""
     curves = sorted(curves, key=lambda curve: curve.points[-1].mean)
     figure, axes = _new_figure(330)
     axes.set_yscale("log")
@@ -201,14 +201,14 @@ def _new_figure(height_px: float) -> tuple[Figure, Axes]:
 
 
 def as_png(figure: Figure) -> bytes:
-    """Three pixels per px, on white."""
+    """Render a figure at three pixels per px on white."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=216, facecolor=LIGHT_PAPER)
     return png.getvalue()
 
 
 def as_svg(figure: Figure) -> bytes:
-    """With text as text, and colors that follow the reader's scheme."""
+    """Render a figure with text as text and colors that follow the reader's scheme."""
     file = io.StringIO()
     with rc_context(_STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None})

@@ -1,9 +1,9 @@
 """python -m report FOLDER [RUN ...] [--method M] [--cache PATH] [--asked TEXT] [--command TEXT]
 
 Reads the finished runs of one student (runs/digits-resnet8), prints their table and writes
-report.html, ablation.md, ablation.csv and ablation.png beside them. Chosen runs, several settings,
-and settings other than those of report.html get other names, as in report-all.html.
-`teach-once ablation` does the same at its end.
+report.html, ablation.md, ablation.csv and ablation.png to the same folder. If runs are selected, or
+settings differ from each other or from those of report.html, the names have a suffix, as in
+report-all.html. `teach-once ablation` ends with this report.
 """
 
 from __future__ import annotations
@@ -26,25 +26,28 @@ app = new_app()
 
 @app.command()
 def main(
-    folder: Annotated[Path, typer.Argument(help="one student's runs, such as runs/digits-resnet8")],
+    folder: Annotated[
+        Path, typer.Argument(help="folder of one student's runs, such as runs/digits-resnet8")
+    ],
     names: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="RUN",
             help="folder names of the runs to report, in this order; default: all finished runs, "
-            "where runs with other settings are other rows",
+            "with a row for each group of settings",
         ),
     ] = None,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="report this method alone; may be given several times"),
+        typer.Option(help="report only this method; may be repeated"),
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="read the teacher's errors here if the runs lack them")
+        Path | None,
+        typer.Option(help="cache to read the teacher's errors from if the runs lack them"),
     ] = None,
-    asked: Annotated[str, typer.Option(help="say that these runs were asked for")] = "",
+    asked: Annotated[str, typer.Option(help="requested runs in words, quoted in the report")] = "",
     command: Annotated[
-        list[str] | None, typer.Option(help="print this command; the first made the report")
+        list[str] | None, typer.Option(help="command to print in the report; the first one made it")
     ] = None,
 ) -> None:
     """Write the report of a folder of runs and print its table."""
@@ -62,7 +65,7 @@ def main(
 
 
 def print_written(written: WrittenReport, folder: Path, console: Console) -> None:
-    """Print a report's table, where its files are, and on stderr the runs that it leaves out."""
+    """Print a report's table and the paths of its files, and the omitted runs to stderr."""
     console.print(written.table)
     for line in written.left_out:
         print(visible(line), file=sys.stderr)

@@ -1,8 +1,8 @@
-"""The differences of the methods to the student alone and to kd, paired by seed, with intervals;
-where a method has rows with different settings, those to the first of them.
+"""Differences of the methods to the student alone (ce) and to kd, paired by seed, with intervals.
+If a method has rows with different settings, they are also compared with the first of these rows.
 
-Two methods with the same seed share the order of the samples and the student's first weights, so
-that differences between them spread less than the errors themselves.
+Two methods with the same seed share the order of the samples and the student's initial weights, so
+the differences between them vary less than the errors themselves.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from teach_once.report.intervals import LEVEL
 from teach_once.report.table import Cell, PairedDifference, Row
 
 MEANING = (
-    f"Of the last top-1 errors, in percentage points; below zero is better. Intervals: {LEVEL:.0%} "
-    f"confidence, Student's t with n - 1 degrees of freedom, over the n seeds that both have; not "
-    f"corrected for the number of rows."
+    f"Differences of the last top-1 errors in percentage points; negative is better. Intervals: "
+    f"{LEVEL:.0%} confidence, Student's t with n - 1 degrees of freedom, over the n seeds of both "
+    f"methods; not corrected for the number of rows."
 )
 _WIDTH, _HEIGHT = 150.0, 14.0  # of a bar, in px
 
 
 def known_differences(rows: Sequence[Row]) -> list[tuple[Row, str, PairedDifference]]:
-    """(method, reference, difference), sorted by difference, for pairs that share two seeds."""
+    """Return (row, reference, difference) of the pairs with at least two common seeds.
+
+    Sorted by difference, the lowest first.
+    """
     found = [(row, "ce", row.to_ce) for row in rows] + [(row, "kd", row.to_kd) for row in rows]
     others = [(row, *row.to_other) for row in rows if row.to_other]
     known = [(row, to, each) for row, to, each in [*found, *others] if each and each.interval]
@@ -29,7 +32,7 @@ def known_differences(rows: Sequence[Row]) -> list[tuple[Row, str, PairedDiffere
 
 
 def difference_cells(rows: Sequence[Row]) -> list[list[Cell]]:
-    """Header and one line per difference; nothing if no two methods share two seeds."""
+    """Return a header and one line per difference; nothing if no two methods share two seeds."""
     header = ["method", "against", "seeds", "difference", f"{LEVEL:.0%} interval", "p"]
     lines = [list(_cells(*each)) for each in known_differences(rows)]
     return [[Cell(title) for title in header], *lines] if lines else []
@@ -42,7 +45,7 @@ def _cells(row: Row, baseline: str, difference: PairedDifference) -> Iterator[Ce
     yield Cell(baseline)
     yield Cell(str(interval.count), interval.count)
     yield Cell(f"{difference.mean:+.2f}", difference.mean)
-    # Without any spread Student's t has nothing to say: its interval would be a point.
+    # If all differences are equal, Student's t interval would be a single point.
     yield (
         Cell() if p is None else Cell(f"{interval.low:+.2f} to {interval.high:+.2f}", interval.low)
     )
@@ -50,9 +53,9 @@ def _cells(row: Row, baseline: str, difference: PairedDifference) -> Iterator[Ce
 
 
 def interval_bars(rows: Sequence[Row]) -> list[str]:
-    """An SVG for each line of `difference_cells`: the interval as a bar, zero as a dashed line.
+    """Draw an SVG for each line of `difference_cells`: the interval, and a dashed line at zero.
 
-    All on one scale, which wide intervals of few seeds may overflow.
+    All share one scale, which the wide intervals of few seeds may exceed.
     """
     known = [difference for _, _, difference in known_differences(rows)]
     bounds = [max(-d.interval.low, d.interval.high) for d in known if d.interval]

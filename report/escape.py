@@ -1,7 +1,7 @@
-"""Names and texts from files, made safe for a page, a table, a spreadsheet.
+"""Escape names and texts from files for a page, a table or a spreadsheet.
 
-Each is on one line with its control characters visible; nothing in it is taken for markup, for the
-end of a cell or for a formula.
+Each result is one line with visible control characters. No part of it is interpreted as markup, as
+the end of a cell or as a formula.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from teach_once.runtime.safe.text import one_line
 
 _LONGEST = 4000  # characters
-_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # also the wide signs, which some accept
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # full-width signs work in some programs
 _INNER_FORMULA = re.compile(rf"([;|]\s*)(?=[{re.escape(''.join(_FORMULA))}])")
 _MARKDOWN = re.compile(r"([\\`*\[\]|])")
 
@@ -22,19 +22,19 @@ def for_html(text: object) -> str:
 
 
 def for_markdown(text: object) -> str:
-    """Also as a cell of a table."""
+    """Escape a text for Markdown, including the cells of a table."""
     return _MARKDOWN.sub(r"\\\1", html.escape(one_line(text, _LONGEST), quote=False))
 
 
 def as_code(text: object) -> str:
-    """A span of code in Markdown; backticks, which would end it, become quotes."""
+    """Format a text as a code span in Markdown; backticks become quotes."""
     return f"`{one_line(text, _LONGEST).replace('`', chr(39))}`"
 
 
 def for_csv(text: str) -> str:
-    """A cell that a spreadsheet takes for text: a leading sign of a formula is quoted.
+    """Escape a cell so that a spreadsheet reads it as text: quote the sign that starts a formula.
 
-    So is one after a semicolon, at which spreadsheets of many countries split lines.
+    Signs after a semicolon are quoted too, since spreadsheets in many locales split lines there.
     """
     shown = _INNER_FORMULA.sub(r"\1'", one_line(text))
     return f"'{shown}" if shown.lstrip().startswith(_FORMULA) else shown

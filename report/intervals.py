@@ -1,7 +1,7 @@
 """Confidence intervals of means over seeds, from Student's t distribution.
 
-They take the seeds for independent draws of a normal distribution, and are not corrected for the
-number of comparisons. scipy is loaded where an interval is asked for, since it takes a while.
+They assume that seeds are independent samples of a normal distribution, and are not corrected for
+the number of comparisons. scipy is imported in the functions because its import is slow.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cache
 
 LEVEL = 0.95
-_ROUNDING = 1e-9  # of differences of errors in percent; one of 10⁹ samples is a hundred times more
+_ROUNDING = 1e-9  # in percentage points; one error in 10⁹ samples is 1e-7
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The mean of `count` values, and how far its confidence interval reaches to either side."""
+    """The mean of `count` values with the half-width of its confidence interval."""
 
     mean: float
     half_width: float
@@ -33,7 +33,7 @@ class Interval:
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
-    """mean ± t(n - 1) · s / √n at `LEVEL`; None of fewer than two values, which have no s."""
+    """Return mean ± t(n - 1) · s / √n at confidence `LEVEL`; None for fewer than two values."""
     if len(values) < 2:
         return None
     error = statistics.stdev(values) / len(values) ** 0.5
@@ -41,9 +41,9 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 def paired_p(gaps: Sequence[float]) -> float | None:
-    """Two-sided p of a paired t-test; None of fewer than two gaps, or if all are equal.
+    """Return the two-sided p of a paired t-test; None for fewer than two gaps or if all are equal.
 
-    Equal up to rounding: 10.3 - 7.3 and 11.3 - 8.3 differ in their last bits alone.
+    Equality is up to rounding: 10.3 - 7.3 and 11.3 - 8.3 differ in their last bits only.
     """
     if len(gaps) < 2 or max(gaps) - min(gaps) < _ROUNDING:
         return None

@@ -1,11 +1,11 @@
-"""The section of the page with the learning curves: means over seeds, drawn as inline SVG.
+"""Learning curves for the page: means over seeds as inline SVG.
 
-From top to bottom: the curves as numbers, the chart (a line, markers and an interval band per
-method, named at the line's end), and the section, by epochs and by seconds. Two radio buttons
-choose between the two and the style sheet hides the other one, so that it works without scripts.
-Each chart has two sizes, for wide and for narrow windows. The best five methods have colors, which
-are classes of the page's style sheet, so that they follow its light or dark scheme; the others are
-gray. Markers differ between neighbors too.
+The file contains, in order, the curves as numbers, the axes, the chart (a line, markers and an
+interval band per method, named at the line's end), and the section with the charts by epochs and by
+seconds. Two radio buttons select one of the two, and the style sheet hides the other, so no script
+is needed. Each chart has two sizes, for wide and for narrow windows. The best five methods have
+colors, which are classes of the page's style sheet and follow its light or dark scheme; the others
+are gray. Neighboring lines differ in their markers too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from teach_once.report.intervals import LEVEL, Interval, t_interval
 from teach_once.report.runs import Point, Result
 from teach_once.runtime.safe.text import one_line
 
-_MOST_POINTS = 400  # of a line: more than its pixels
+_MOST_POINTS = 400  # per line; more would exceed its pixels
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,10 @@ def seconds_of(point: Point) -> float:
 
 
 def curves_of(results: Sequence[Result], x_of: Callable[[Point], float]) -> list[Curve]:
-    """Per method the epochs that all of its seeds were tested in; x is a mean over seeds too."""
+    """Return a curve per method over the epochs in which all its seeds were tested.
+
+    x is the mean over seeds too.
+    """
     grouped: dict[str, list[Result]] = {}
     for result in results:
         grouped.setdefault(result.method, []).append(result)
@@ -71,7 +74,7 @@ def _points(runs: Sequence[Result], x_of: Callable[[Point], float]) -> list[Curv
 
 
 def _thinned(epochs: Sequence[int]) -> Sequence[int]:
-    """Evenly, with the last one."""
+    """Keep evenly spaced epochs, including the last one."""
     step = -(-len(epochs) // _MOST_POINTS)
     return epochs[::-1][::step][::-1] if step > 1 else epochs
 
@@ -82,7 +85,7 @@ _FEWEST_TICKS = 4
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to pixels. is_log: linear up to 1 and logarithmic above, as errors are drawn."""
+    """Map values to pixels. is_log: linear up to 1 and logarithmic above, as errors are drawn."""
 
     low: float
     high: float
@@ -92,7 +95,7 @@ class Axis:
     is_log: bool = False
 
     def px(self, value: float) -> float:
-        """Values outside of the axis lie on its ends."""
+        """Return the position of a value; values outside of the axis are clamped to its ends."""
         inside = min(max(value, self.low), self.high)
         low, high, here = (self._scaled(each) for each in (self.low, self.high, inside))
         return self.start_px + (here - low) / (high - low) * (self.end_px - self.start_px)
@@ -102,14 +105,17 @@ class Axis:
 
 
 def from_zero(highest: float, start_px: float, end_px: float, *, whole: bool) -> Axis:
-    """whole: ticks lie at whole numbers only."""
+    """Return an axis from 0 to `highest`. whole: ticks at whole numbers only."""
     high = highest if highest > 1e-3 else 1.0
     ticks = _round_ticks(0, high, at_most=max(2, int((end_px - start_px) / 70)), whole=whole)
     return Axis(0, high, start_px, end_px, ticks)
 
 
 def of_errors(errors: Sequence[float], start_px: float, end_px: float) -> Axis:
-    """In percent. Methods lie close together at the end of training, hence the logarithm."""
+    """Return an axis for errors in percent.
+
+    It is logarithmic because methods are close together at the end of training.
+    """
     low = min(errors) * 0.85 if min(errors) > 1 else 0.0
     high = max(errors) * 1.1 + 0.1
     ticks: Sequence[float] = [tick for tick in _ERROR_TICKS if low <= tick <= high]
@@ -119,7 +125,7 @@ def of_errors(errors: Sequence[float], start_px: float, end_px: float) -> Axis:
 
 
 def _round_ticks(low: float, high: float, *, at_most: int, whole: bool) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten."""
+    """Return the multiples of 1, 2 or 5 times a power of ten between low and high."""
     raw = (high - low) / at_most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * each for each in (1, 2, 5, 10, 20) if power * each >= raw)
@@ -129,13 +135,13 @@ def _round_ticks(low: float, high: float, *, at_most: int, whole: bool) -> list[
 
 
 def spread_apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart between low and high, near to the wanted ones.
+    """Return positions at least `gap` apart, from low to high, near the wanted ones.
 
-    Those that would touch are centered on where they wanted to be. In the order of `wanted`; they
-    overflow `high` where there is no room for all.
+    Positions that would touch are centered on their wanted positions. They are in the order of
+    `wanted`, and exceed `high` if there is not enough space for all.
     """
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    groups: list[tuple[float, int]] = []  # where a group of touching labels starts, its size
+    groups: list[tuple[float, int]] = []  # start and size of each group of touching labels
     for index in order:
         start, size = min(max(wanted[index], low), high), 1
         while groups and groups[-1][0] + groups[-1][1] * gap > start:
@@ -148,33 +154,33 @@ def spread_apart(wanted: Sequence[float], gap: float, low: float, high: float) -
     return [place for _, place in sorted(zip(order, places, strict=True))]
 
 
-BEST = 5  # methods that have a color
+BEST = 5  # number of methods with a color
 _MARKERS = (
     "m-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",  # circle
     "m-3.2 -3.2h6.4v6.4h-6.4z",  # square
     "m0 -4.2l4 7h-8z",  # triangle
     "m0 -4.5l4.5 4.5l-4.5 4.5l-4.5 -4.5z",  # diamond
-    "m-4 -2.8h8l-4 7z",  # triangle that points down
+    "m-4 -2.8h8l-4 7z",  # triangle pointing down
     "m-1.3 -4h2.6v2.7h2.7v2.6h-2.7v2.7h-2.6v-2.7h-2.7v-2.6h2.7z",  # cross
 )
 _MARKER_EVERY_PX = 55.0
 _LABEL_GAP_PX = 16.0
 _LETTER_PX = 9.0
-MOST_BANDS = 6  # more than so many are shown one at a time, under the pointer
+MOST_BANDS = 6  # if there are more, bands appear one at a time, under the pointer
 _MOST_STRIP_PX = 100.0
 _TOP_PX, _BOTTOM_PX, _LEFT_PX = 12.0, 44.0, 44.0
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of a chart in px. Its height grows where its labels need more."""
+    """Size of a chart in px; the height grows if the labels need more."""
 
     name: str  # class in the style sheet
     width: float
     height: float
-    most_letters: int  # of a label
-    bar_px: float  # from one interval's bar to the next
-    leader_px: float  # from the bars to the labels
+    most_letters: int  # per label
+    bar_px: float  # distance between the bars of intervals
+    leader_px: float  # distance from the bars to the labels
 
 
 WIDE = Size("wide", 860, 440, 26, 8, 30)
@@ -182,7 +188,10 @@ NARROW = Size("narrow", 366, 400, 13, 4, 20)
 
 
 def line_chart(curves: Sequence[Curve], size: Size, x_label: str, *, whole_x: bool) -> str:
-    """One `<svg>`. whole_x: ticks of x at whole numbers only. `curves` is not empty."""
+    """Draw the curves as one `<svg>`. whole_x: ticks of x at whole numbers only.
+
+    `curves` must not be empty.
+    """
     names = [_shortened(curve.method, size.most_letters) for curve in curves]
     height = max(size.height, len(curves) * _LABEL_GAP_PX + _TOP_PX + _BOTTOM_PX)
     labels_px = max(map(len, names)) * _LETTER_PX + size.leader_px
@@ -214,7 +223,7 @@ def line_chart(curves: Sequence[Curve], size: Size, x_label: str, *, whole_x: bo
 
 
 def color_classes(curves: Sequence[Curve]) -> list[str]:
-    """A class per curve: a color for each of the best five at the end, gray for the others."""
+    """Return a class per curve: a color for the best five at the end, gray for the others."""
     by_error = sorted(range(len(curves)), key=lambda index: curves[index].points[-1].mean)
     return [
         f"color{rank + 1}" if (rank := by_error.index(index)) < BEST else "others"
@@ -223,7 +232,7 @@ def color_classes(curves: Sequence[Curve]) -> list[str]:
 
 
 def _errors_to_show(curves: Sequence[Curve]) -> list[float]:
-    """All means, and the intervals at the end."""
+    """Return all means, and the bounds of the intervals at the end."""
     means = [point.mean for curve in curves for point in curve.points]
     last = [curve.points[-1].interval for curve in curves]
     ends = [end for each in last if each is not None for end in (each.low, each.high)]
@@ -258,7 +267,7 @@ def _grid(x: Axis, y: Axis, x_label: str) -> str:
 
 
 def _series(index: int, kind: str, curve: Curve, label: str, x: Axis, y: Axis) -> str:
-    """kind: class that sets the color."""
+    """Draw a method's line. kind: class that sets the color."""
     places = [(x.px(point.x), y.px(point.mean)) for point in curve.points]
     marker = _marker(index)
     step = math.ceil(len(places) * _MARKER_EVERY_PX / (x.end_px - x.start_px))
@@ -279,7 +288,7 @@ def _leader(curve: Curve, x: Axis, y: Axis, to_x: float, to_y: float) -> str:
 
 
 def _bar(index: int, curve: Curve, bar_x: float, y: Axis) -> str:
-    """The interval at the end, beside the ends of the lines, with the line's marker."""
+    """Draw the interval at the end with the line's marker, next to the ends of the lines."""
     if (interval := curve.points[-1].interval) is None:
         return ""
     ends = f"{y.px(interval.low):.1f}V{y.px(interval.high):.1f}"
@@ -292,7 +301,7 @@ def _marker(index: int) -> str:
 
 
 def _band(points: Sequence[CurvePoint], x: Axis, y: Axis) -> str:
-    """The intervals as an area, cut off at the axis' ends."""
+    """Draw the intervals as an area, clipped to the axis."""
     bounds = [(x.px(p.x), p.interval) for p in points if p.interval is not None]
     upper = [f"{px:.1f} {y.px(interval.high):.1f}" for px, interval in bounds]
     lower = [f"{px:.1f} {y.px(interval.low):.1f}" for px, interval in reversed(bounds)]
@@ -300,7 +309,7 @@ def _band(points: Sequence[CurvePoint], x: Axis, y: Axis) -> str:
 
 
 def _told(curve: Curve) -> str:
-    """What the browser shows under the pointer."""
+    """Return the text that the browser shows under the pointer."""
     last = curve.points[-1]
     seeds = f"{curve.num_seeds} seed{'s' if curve.num_seeds > 1 else ''}"
     if last.interval is None:
@@ -313,17 +322,17 @@ def _told(curve: Curve) -> str:
 
 
 def errors_by_epoch(results: Sequence[Result], size: Size = WIDE) -> str:
-    """SVG: the top-1 error of every method, over its tested epochs."""
+    """Draw the top-1 error of every method over its tested epochs as SVG."""
     return line_chart(curves_of(results, epochs_of), size, "epoch", whole_x=True)
 
 
 def errors_by_time(results: Sequence[Result], size: Size = WIDE) -> str:
-    """SVG: the top-1 error of every method, over seconds of training."""
+    """Draw the top-1 error of every method over seconds of training as SVG."""
     return line_chart(curves_of(results, seconds_of), size, "seconds of training", whole_x=False)
 
 
 def learning_curves(results: Sequence[Result]) -> list[str]:
-    """Nothing where no run was tested on the way, or the runs' metrics are gone."""
+    """Format the section; nothing if the runs were not tested during training or lack metrics."""
     curves = curves_of(results, epochs_of)
     if not curves:
         return []
@@ -347,12 +356,12 @@ def _what_bands_are(curves: Sequence[Curve]) -> str:
     seeds = {curve.num_seeds for curve in curves}
     several = sorted(number for number in seeds if number > 1)
     if not several:
-        return "One seed each, so that there are no intervals."
+        return "Each method has one seed, so there are no intervals."
     n = f"{several[0]}" if len(several) == 1 else f"{several[0]} to {several[-1]}"
     bands = ", and bands" if len(curves) <= MOST_BANDS else ""
     hidden = "" if bands else " Point at a line or its name to see the intervals of all epochs."
     alone = " Lines without a bar have one seed." if 1 in seeds else ""
     return (
-        f"Bars beside the last epoch{bands}: {LEVEL:.0%} confidence intervals of the mean "
-        f"(Student's t, n = {n} seeds), cut off at the chart's edge.{hidden}{alone}"
+        f"Bars next to the last epoch{bands}: {LEVEL:.0%} confidence intervals of the mean "
+        f"(Student's t, n = {n} seeds), clipped at the chart's edge.{hidden}{alone}"
     )

@@ -1,7 +1,7 @@
-"""The names of a report's files: a report never takes the place of one with other settings.
+"""Names of a report's files: a report never overwrites a report of other settings.
 
-A page says which settings and methods it is of. The first report of a folder is report.html; one of
-other settings has digits of them in its name, as has one of runs that were chosen by hand.
+A page contains a mark of its settings and methods. The first report of a folder is report.html. The
+names of reports of other settings, or of selected runs, contain digits of a hash.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from teach_once.runtime.safe.safe_read import BadFile, open_regular
 _MARK = re.compile(
     r'<meta name="report-of" content="([0-9a-f]{8})((?: [0-9a-f]{8}-[0-9a-f]{8})*)">'
 )
-_MARK_BYTES = 2**16  # of a page, within which its mark is
+_MARK_BYTES = 2**16  # first bytes of a page, which contain its mark
 _DIGITS = 8
 
-Mark = tuple[str, dict[str, str]]  # digits of the settings; {those of a label: those of its terms}
+Mark = tuple[str, dict[str, str]]  # hash of the settings; {hash of a label: hash of its terms}
 
 
 def suffix_for(
     folder: Path, results: Sequence[Result], finished: Sequence[Result], chosen: Sequence[str]
 ) -> str:
-    """Return what the names of a report's files end with: "" or "-" and what it is of.
+    """Return the suffix of a report's file names: "" or "-" and a hash or "all".
 
-    finished: all finished runs of the folder. chosen: the words that chose the runs of the report,
-    if they are not all of their settings.
+    finished: all finished runs of the folder. chosen: the arguments that selected the runs; empty
+    if the report covers all runs of their settings.
     """
     if chosen:
         return f"-{_digits(sorted(chosen))}"
@@ -45,21 +45,21 @@ def suffix_for(
 
 
 def has_variants(results: Iterable[Result]) -> bool:
-    """Return True if not all have the same settings, and each method the same terms."""
+    """Return True if the results differ in settings, or a method's results in terms."""
     variants = {(result.settings, result.name, result.terms) for result in results}
     names = {result.name for result in results}
     return len(variants) > len(names) or len({settings for settings, *_ in variants}) > 1
 
 
 def mark_text(results: Sequence[Result]) -> str:
-    """Return the line of a page that says what it is of."""
+    """Return the `<meta>` tag that contains the settings and methods of a page."""
     settings, methods = _mark_of(results)
     pairs = "".join(f" {label}-{terms}" for label, terms in sorted(methods.items()))
     return f'<meta name="report-of" content="{settings}{pairs}">'
 
 
 def _is_free(folder: Path, suffix: str, mark: Mark, finished: Sequence[Result]) -> bool:
-    """Return True if the name holds no page, or one of the same settings, or of runs now gone."""
+    """Return True if the name has no page, or one of the same settings or of deleted runs."""
     theirs = _read_mark(folder / f"report{suffix}.html")
     if theirs is None or _agree(theirs, mark):
         return True
@@ -67,7 +67,7 @@ def _is_free(folder: Path, suffix: str, mark: Mark, finished: Sequence[Result]) 
 
 
 def _agree(one: Mark, other: Mark) -> bool:
-    """Return True if both have the same settings, and the same terms for methods that both have."""
+    """Return True if both have the same settings, and their common methods the same terms."""
     both = one[1].keys() & other[1].keys()
     return one[0] == other[0] and all(one[1][label] == other[1][label] for label in both)
 
@@ -78,7 +78,7 @@ def _mark_of(results: Sequence[Result]) -> Mark:
 
 
 def _read_mark(page: Path) -> Mark | None:
-    """Return None if there is no page, or it has no mark."""
+    """Return the mark of a page; None if there is no page or it has no mark."""
     try:
         with open_regular(page) as file:
             start = file.read(_MARK_BYTES).decode("utf-8", "replace")

@@ -1,8 +1,8 @@
-"""The report as text: ablation.md, and one self-contained HTML page with the charts inside.
+"""The report as text: ablation.md, and one self-contained HTML page that includes the charts.
 
-The page needs no network, so that it can be mailed, archived and printed. Its one script sorts
-tables; without scripts everything else works. A Content-Security-Policy names the hashes of this
-script and of the style sheet, so that a browser runs and loads nothing else.
+The page needs no network, so it can be mailed, archived and printed. Its only script sorts tables;
+the rest works without scripts. A Content-Security-Policy contains the hashes of this script and of
+the style sheet, so a browser runs and loads nothing else.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from teach_once.store.format.certificate import certificate_text
 
 
 def cost_of_teacher(results: Sequence[Result], teacher: Mapping[str, float]) -> dict[str, str]:
-    """Three numbers: images through the teacher, those a teacher in the loop would take, payback.
+    """Compare the images through the teacher with those of a teacher in the loop.
 
-    teacher: measured when the cache was made; with one cache, its `images_per_second` gives times.
+    teacher: measurements of the pass. With one cache, its `images_per_second` adds times in
+    seconds.
+
+    Returns a description → text for the pass, for a teacher in the loop, and for the payback.
     """
     caches: dict[str, Result] = {}
-    for result in results:  # a cache has the views of the run that read most of them
+    for result in results:  # count the views of the run that read the most
         known = caches.setdefault(result.cache_sha256, result)
         caches[result.cache_sha256] = max(known, result, key=lambda each: each.num_views)
     distilled = [result for result in results if result.reads_cache]
@@ -53,10 +56,10 @@ def cost_of_teacher(results: Sequence[Result], teacher: Mapping[str, float]) -> 
 
 @dataclass(frozen=True)
 class Report:
-    """What a page shows. `results` holds at least one run.
+    """The content of a page. `results` is not empty.
 
-    teacher: its errors, where they are known. scope: which runs these are, in a sentence.
-    commands: to be printed; the first one made the report. picture: the name of its file.
+    teacher: its errors, if known. scope: a sentence that describes the runs. commands: printed in
+    the report; the first one made it. picture: file name of the chart.
     """
 
     title: str
@@ -69,7 +72,7 @@ class Report:
 
 
 def markdown_page(report: Report) -> str:
-    """The table, what its columns mean, and where the runs come from."""
+    """Format the table, the legend of its columns, and the provenance of the runs."""
     first = report.results[0]
     version = first.versions.get("torch", "?")
     differences = difference_cells(report.rows)
@@ -87,7 +90,7 @@ def markdown_page(report: Report) -> str:
 
 
 def _of_each_cache(results: Sequence[Result]) -> list[Result]:
-    """The first run of each cache."""
+    """Return the first run of each cache."""
     return list({result.cache_sha256: result for result in reversed(results)}.values())[::-1]
 
 
@@ -103,7 +106,7 @@ def _certificate_line(report: Report) -> str:
 
 
 def html_page(report: Report) -> str:
-    """The table, the learning curves, what the teacher cost, and where the runs come from."""
+    """Format the table, the learning curves, the teacher's cost, and the provenance of the runs."""
     title = for_html(report.title)
     body = [
         f"<h1>{title}</h1>",
@@ -130,7 +133,7 @@ def html_page(report: Report) -> str:
 
 
 def _policy() -> str:
-    """The style sheet, the script and images inside the page; nothing else, from nowhere."""
+    """Allow only the page's own style sheet and script, and images inside the page."""
 
     def source(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
@@ -145,7 +148,7 @@ def _legend(result: Result) -> str:
     return (
         f"Mean ± sample standard deviation over seeds. Last: after the last epoch; best: the epoch "
         f"with the lowest top-1 error on the {result.chosen_on} set. Δ: difference of the last "
-        f"top-1 errors, over the seeds that both have; p: paired t-test, not corrected for the "
+        f"top-1 errors over the common seeds; p: paired t-test, not corrected for the "
         f"number of rows."
     )
 
@@ -169,7 +172,7 @@ def _origin(report: Report) -> dict[str, str]:
         **({"teacher": "; ".join(teachers)} if teachers else {}),
         "cache": ", ".join(result.cache for result in caches),
         "identity (sha256)": ", ".join(result.cache_sha256 for result in caches),
-        "teacher right on the cached views": (
+        "teacher agrees with the label on the cached views": (
             "not measured" if agreement is None else f"{agreement:.2%}"
         ),
         **({"certificate": certificate} if certificate else {}),
@@ -187,7 +190,7 @@ def _table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
 
 
 def _differences(rows: Sequence[Row]) -> list[str]:
-    """Nothing if no two methods share two seeds."""
+    """Format the section of paired differences; nothing if no two methods share two seeds."""
     if not (lines := difference_cells(rows)):
         return []
     bars = zip(lines[1:], interval_bars(rows), strict=True)
@@ -208,7 +211,7 @@ def _sortable(header: Sequence[Cell], body: Sequence[str]) -> str:
 
 
 def _row(cells: Sequence[Cell], kind: str = "", after: tuple[int, str] = (-1, "")) -> str:
-    """after: the index of a cell, and markup that follows its text."""
+    """Format a row of a table. after: the index of a cell, and markup that follows its text."""
     shown = []
     for index, cell in enumerate(cells):
         value = "" if cell.value is None else f' data-value="{cell.value!r}"'

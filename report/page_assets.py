@@ -1,8 +1,8 @@
-"""The page's style sheet: light and dark, wide and narrow, and the colors of its lines.
+"""The page's style sheet (light and dark, wide and narrow), its line colors and its script.
 
-The seven colors are those of Okabe and Ito (Color Universal Design, 2008) without yellow, moved
-so far that each has a contrast of 3 to the page, and any two differ for readers with protanopia,
-deuteranopia or tritanopia too; `tests/report/test_report_colors.py` computes both.
+The seven colors are the palette of Okabe and Ito (Color Universal Design, 2008) without yellow,
+adjusted so that each has a contrast of at least 3 to the page, and any two are distinct for readers
+with protanopia, deuteranopia or tritanopia too. `tests/report/test_report_colors.py` computes both.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The finished runs of one folder, as a report needs them: what each is, its errors, its curve.
+"""The finished runs of one folder, as the report uses them: settings, errors and curves.
 
-Reads the files of the runs and nothing else; `train.runs.files` says what each file holds.
+Reads only the files of the runs, whose fields `train.runs.files` defines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from teach_once.train.runs.folder import (
 
 
 class ReportError(UserError, ValueError):
-    """There is nothing to report, or a run's files cannot be read."""
+    """There are no runs to report, or a run's files cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Point:
-    """One epoch of a run: `top1` is None where it was not tested; seconds since the start."""
+    """One epoch of a run. top1: None if it was not tested. seconds: since the start of the run."""
 
     epoch: int
     seconds: float
@@ -49,8 +49,9 @@ class Point:
 class Result:
     """One finished run.
 
-    method: names its row of the table: `name`, and its settings where those of others differ.
-    settings, terms: the same for runs with the same settings, and for seeds of one method.
+    method: name of its row in the table: `name`, followed by the settings that differ between rows.
+    settings, terms: keys that are equal for runs with the same settings, and for seeds of one
+    method.
     """
 
     method: str
@@ -66,7 +67,7 @@ class Result:
     num_samples: int
     num_classes: int
     num_views: int
-    reads_cache: bool  # whether its losses read teacher outputs from the cache
+    reads_cache: bool  # True if its losses read teacher outputs from the cache
     cache: str
     cache_sha256: str
     teacher: Mapping[str, float]  # measured when the cache was made; may be empty
@@ -74,11 +75,11 @@ class Result:
     versions: Mapping[str, str]
     curve: tuple[Point, ...] = ()
     num_teachers: int = 1
-    last_validation: float | None = None  # top-1 error in percent, where samples are held out
-    label: str = ""  # the method's name, with "-live" where the teacher ran in the loop
+    last_validation: float | None = None  # top-1 error in percent, if samples are held out
+    label: str = ""  # the method's name, with "-live" if the teacher ran in the loop
     settings: str = ""
     terms: str = ""
-    teachers: tuple[str, ...] = ()  # architecture and weights of each, in words
+    teachers: tuple[str, ...] = ()  # description of each teacher: architecture and weights
 
     @property
     def name(self) -> str:
@@ -87,15 +88,15 @@ class Result:
 
     @property
     def has_top5(self) -> bool:
-        """With five classes or fewer every top-5 error is zero."""
+        """True with more than five classes; otherwise every top-5 error is zero."""
         return self.num_classes > 5
 
 
 @dataclass(frozen=True)
 class Found:
-    """The results of a folder; left_out: {name of a run: why its files cannot be believed}.
+    """The results of a folder. left_out: {name of a run: error in its files}.
 
-    finished: all finished runs of the folder, whichever are to be reported.
+    finished: all finished runs of the folder, including those that are not reported.
     """
 
     results: Sequence[Result]
@@ -104,17 +105,19 @@ class Found:
 
 
 def results_in(folder: Path, names: Sequence[str] = (), methods: Sequence[str] = ()) -> Found:
-    """The results of these runs, or of all finished ones, of these methods if any are given.
+    """Return the results of the runs `names` (default: all finished runs), restricted to `methods`.
 
     Runs of one method with different settings have different rows. A run whose files are damaged is
-    left out and named. Raises ReportError where nothing is left, or a run is named twice.
+    left out and listed.
+
+    Raises ReportError if no run is left, or a run is named twice.
     """
     _check_distinct(folder, names)
     runs = runs_in(folder)
     left_out = {run.folder.name: run.problem for run in runs if run.problem}
     by_name = {run.folder.name: run for run in runs if run.summary is not None}
     if unknown := [name for name in names if name not in by_name and name not in left_out]:
-        raise ReportError(f"{folder} holds no finished run {', '.join(unknown)}")
+        raise ReportError(f"{folder} contains no finished run {', '.join(unknown)}")
     chosen = [by_name[name] for name in names if name in by_name]
     if not names:
         chosen = _in_order(by_name.values())
@@ -125,7 +128,7 @@ def results_in(folder: Path, names: Sequence[str] = (), methods: Sequence[str] =
     if not chosen:
         fix = f"{program_text('train')} ablation STUDENT"
         of = f" of the method {' or '.join(methods)}" if methods else ""
-        raise ReportError(f"{folder} holds no finished run{of}", fix=fix)
+        raise ReportError(f"{folder} contains no finished run{of}", fix=fix)
     finished = [_result(run, run.label) for run in by_name.values()]
     rows = _row_names(chosen)
     return Found(
@@ -137,11 +140,11 @@ def _check_distinct(folder: Path, names: Sequence[str]) -> None:
     once = list(dict.fromkeys(names))
     if twice := next((name for name in once if names.count(name) > 1), None):
         fix = f"{program_text('report')} {shlex.join([str(folder), *once])}"
-        raise ReportError(f"{twice} is named twice, but is one run of one seed", fix=fix)
+        raise ReportError(f"{twice} is named twice, but is a single run", fix=fix)
 
 
 def _in_order(runs: Iterable[FoundRun]) -> list[FoundRun]:
-    """By method (ce, kd, the names of the others), then settings, the oldest first, then seed."""
+    """Sort by method (ce, kd, then by name), then by settings, the oldest first, then by seed."""
     by_age = sorted(runs, key=lambda run: run.changed)
     ages = dict.fromkeys(map(_row_key, by_age))
     order = {key: age for age, key in enumerate(ages)}
@@ -153,12 +156,12 @@ def _in_order(runs: Iterable[FoundRun]) -> list[FoundRun]:
 
 
 def _row_key(run: FoundRun) -> str:
-    """What the seeds of a row have in common."""
+    """Return a key that is equal for all seeds of a row."""
     return f"{settings_key(run.identity)}{method_key(run.identity)}"
 
 
 def _row_names(runs: Sequence[FoundRun]) -> list[str]:
-    """The label of each run, with the settings that are not the same in all of them."""
+    """Return the label of each run, with the settings that differ between the runs."""
     found = distinct_settings([(run.label, run.identity) for run in runs])
     named = [
         f"{run.label} ({', '.join(settings)})" if settings else run.label
@@ -175,7 +178,7 @@ def _row_names(runs: Sequence[FoundRun]) -> list[str]:
 
 
 def _result(run: FoundRun, row: str) -> Result:
-    """`train.runs.files` has checked the types and ranges of everything here."""
+    """Build a result from files whose types and ranges `train.runs.files` has checked."""
     assert run.summary is not None
     summary = run.summary
     last, best = summary["last"], summary["best"]
@@ -211,9 +214,9 @@ def _result(run: FoundRun, row: str) -> Result:
 
 
 def _teachers(run: FoundRun) -> Iterable[str]:
-    """The architecture and the weights of each teacher; nothing where a run's file lacks them.
+    """Yield the architecture and the weights of each teacher; nothing if a run's files lack them.
 
-    The summary contains the name of the weights' file, the identity their sha256.
+    The summary contains the name of the weights file, the identity its sha256.
     """
     further = run.identity.get("further_caches", [])
     named = (run.summary or {}).get("teacher_weights", [])
@@ -228,7 +231,7 @@ def _teachers(run: FoundRun) -> Iterable[str]:
 
 
 def _curve(epochs: Iterable[Mapping[str, Any]]) -> Iterable[Point]:
-    """epochs: of metrics.jsonl; none where that file is gone."""
+    """Yield a point for each line of metrics.jsonl; none if that file is missing."""
     seconds = 0.0
     for epoch in epochs:
         seconds += epoch["train_seconds"] + epoch["wait_seconds"]

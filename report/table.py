@@ -1,4 +1,4 @@
-"""The results as a table: one row per method over its seeds, or one line per run as CSV."""
+"""Tables of the results: one row per method over its seeds, and a CSV with one line per run."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _COLUMNS = {
     "best_top5": "top-5 error, best (%)",
     "seconds": "seconds per run",
 }
-_SHORT_NAME, _LONG_NAME = 22, 61  # columns of a method in the terminal
+_SHORT_NAME, _LONG_NAME = 22, 61  # maximum width of a method's name in the terminal
 _OF_TEACHER = {"last_top1": "test_top1_error", "last_top5": "test_top5_error"}
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation; a single value has no deviation."""
+    """Mean and sample standard deviation, which is None for a single value."""
 
     mean: float
     std: float | None
@@ -42,10 +42,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Of a method's last top-1 error to another's, over the seeds that both have.
+    """Difference of a method's last top-1 error to another method's, over their common seeds.
 
-    p: two-sided, of a paired t-test; None with fewer than two seeds or without any spread.
-    interval: of the mean; None with fewer than two seeds.
+    p: two-sided, from a paired t-test; None with fewer than two seeds or if all differences are
+    equal. interval: of the mean; None with fewer than two seeds.
     """
 
     mean: float
@@ -58,7 +58,7 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows, and the number it is sorted by; texts are sorted as texts."""
+    """A cell's text, and the number it is sorted by; None for cells sorted by text."""
 
     text: str = ""
     value: float | None = None
@@ -73,10 +73,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One method with the same settings over all its seeds; `cells` by the names of the columns.
+    """One method with the same settings over all its seeds. cells: {column: value}.
 
-    name: the method without its settings. to_ce, to_kd: to these methods with the same settings.
-    to_other: to the first row of the same method, which has other settings, and that row's name.
+    name: the method without its settings. to_ce, to_kd: differences to these methods with the same
+    settings. to_other: name of the first row of the same method, which has other settings, and the
+    difference to it.
     """
 
     method: str
@@ -90,7 +91,7 @@ class Row:
 
 
 def rows_of(results: Iterable[Result]) -> list[Row]:
-    """Group results by method and settings, in the order in which these first come."""
+    """Group results by method and settings, in the order of their first result."""
     grouped: dict[str, list[Result]] = {}
     for result in results:
         grouped.setdefault(result.method, []).append(result)
@@ -113,7 +114,7 @@ def rows_of(results: Iterable[Result]) -> list[Row]:
 def _baseline(
     name: str, runs: Sequence[Result], grouped: Mapping[str, Sequence[Result]]
 ) -> Sequence[Result]:
-    """The runs of a method with the settings of `runs`; none if it has several groups of terms."""
+    """Return the runs of a method with the settings of `runs`; none if its rows differ in terms."""
     found = [
         each
         for each in grouped.values()
@@ -132,7 +133,7 @@ def _to_other(
 
 
 def _cells(results: Sequence[Result]) -> dict[str, Spread]:
-    """By the names of `_COLUMNS`; without top-5 errors where they say nothing."""
+    """Return {column: value} for `_COLUMNS`; top-5 errors are omitted with few classes."""
     values = [{**_errors(each), "seconds": each.seconds} for each in results]
     names = [name for name in _COLUMNS if _has(name, results)]
     return {name: Spread.of([each[name] for each in values]) for name in names}
@@ -150,7 +151,7 @@ def _has(column: str, results: Iterable[Result]) -> bool:
 
 
 def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> PairedDifference | None:
-    """Return the paired difference of two methods' errors; None if they have no seed in common."""
+    """Return the paired difference of two methods' errors; None if they have no common seed."""
     our_errors, their_errors = (
         {result.seed: result.last.top1 for result in results} for results in (ours, theirs)
     )
@@ -162,7 +163,7 @@ def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> PairedDiffer
 
 
 def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[Cell]]:
-    """Header, teacher (where its errors are known) and one line per method."""
+    """Return a header, the teacher (if its errors are known) and one line per method."""
     names = [name for name in _COLUMNS if all(name in row.cells for row in rows)]
     titles = [_COLUMNS[name] for name in names]
     header = ["method", "model", "seeds", *titles, "Δ to ce", "Δ to kd"]
@@ -179,9 +180,9 @@ def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[
 
 
 def terminal_table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
-    """The top-1 errors of `table_cells` in at most 100 columns; the report's files have the rest.
+    """Format the top-1 errors of `table_cells` in at most 100 columns.
 
-    Names of methods with their settings are long: they take the place of the differences.
+    If the methods' names contain settings, which are long, the differences are omitted.
     """
     has_gaps = max(len(row.method) for row in rows) <= _SHORT_NAME
     lines = [["method", "seeds", "last error (%)", "best error (%)", "Δ to ce", "Δ to kd"]]
@@ -197,12 +198,12 @@ def terminal_table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
 
 
 def markdown_table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
-    """`table_cells` as Markdown, escaped."""
+    """Format `table_cells` as an escaped Markdown table."""
     return in_markdown(table_cells(rows, teacher))
 
 
 def in_markdown(lines: Sequence[Sequence[Cell]]) -> str:
-    """A table whose first line is its header, escaped."""
+    """Format lines of cells, the header first, as an escaped Markdown table."""
     header, *body = lines
     rule = [Cell("---")] * len(header)
     return "".join(
@@ -211,7 +212,7 @@ def in_markdown(lines: Sequence[Sequence[Cell]]) -> str:
 
 
 def csv_table(results: Sequence[Result]) -> str:
-    """One line per run."""
+    """Format the results as CSV with one line per run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [name for name in _COLUMNS if name != "seconds" and _has(name, results)]

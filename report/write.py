@@ -1,6 +1,6 @@
-"""Writes the report of a folder of runs: report.html, ablation.md, ablation.csv, ablation.png.
+"""Write the report of a folder of runs: report.html, ablation.md, ablation.csv, ablation.png.
 
-`report.names` says what other names they have.
+`report.names` defines the suffixes of these names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from teach_once.runtime.safe.files import write_atomically
 
 
 class WrittenReport(NamedTuple):
-    """The terminal's table, a line for each run left out, and how the names of the files end."""
+    """The terminal's table, a line for each run left out, and the suffix of the file names."""
 
     table: str
     left_out: Sequence[str]
@@ -34,12 +34,13 @@ def write_report(
     asked: str = "",
     commands: Sequence[str] = (),
 ) -> WrittenReport:
-    """Write the four files into `folder`, which holds one student's runs.
+    """Write the four files into `folder`, which contains one student's runs.
 
-    names, methods: as in `results_in`. cache: read for the teacher's errors if the runs were
-    trained before these were measured. asked: the methods and seeds asked for now, in words; then
-    `names` are all runs of a study. commands: to be printed; the first one made the report. Raises
-    ReportError, CacheError.
+    names, methods: as in `results_in`. cache: read for the teacher's errors if the runs lack them.
+    asked: the requested methods and seeds in words; then `names` are all runs of a study. commands:
+    printed in the report; the first one made it.
+
+    Raises ReportError if there is nothing to report, CacheError if `cache` cannot be read.
     """
     found = results_in(folder, names, methods)
     results = found.results
@@ -59,7 +60,7 @@ def write_report(
 
 
 def _teacher_errors(results: Sequence[Result], cache: Path | None) -> Mapping[str, float]:
-    """What was measured of the teacher; of several caches, what is the same of all."""
+    """Return the teacher's measurements; with several caches, only those that are equal in all."""
     caches: dict[str, Mapping[str, float]] = {}
     for result in results:
         if not caches.get(result.cache_sha256):
@@ -77,12 +78,14 @@ def _teacher_errors(results: Sequence[Result], cache: Path | None) -> Mapping[st
 
 
 def _scope(names: Sequence[str], methods: Sequence[str], asked: str, found: Found) -> str:
-    """Which runs the report holds, in a sentence or two."""
+    """Describe the runs of the report in a sentence or two."""
     left_out = found.left_out
-    damaged = f" Left out, for their files are damaged: {', '.join(left_out)}." if left_out else ""
+    damaged = (
+        f" Left out because their files are damaged: {', '.join(left_out)}." if left_out else ""
+    )
     if names and not asked:
         return f"The runs {', '.join(name for name in names if name not in left_out)}.{damaged}"
-    more = f"; asked for now: {asked}" if asked else ""
+    more = f"; requested now: {asked}" if asked else ""
     of = f" of the method {' or '.join(methods)}" if methods else ""
     if has_variants(found.results):
         return f"All finished runs{of} of this folder, with different settings{more}.{damaged}"

@@ -105,7 +105,7 @@ def test_the_bars_of_intervals_have_one_scale_with_zero_in_the_middle() -> None:
 
 def test_the_page_says_how_often_the_teacher_is_right() -> None:
     page = html_page(Report("t", RUNS, rows_of(RUNS), TEACHER, "All runs."))
-    assert "<dt>teacher right on the cached views</dt><dd>99.00%</dd>" in page
+    assert "<dt>teacher agrees with the label on the cached views</dt><dd>99.00%</dd>" in page
 
 
 def test_the_table_reads_as_written_here() -> None:
@@ -235,7 +235,7 @@ def test_a_run_whose_files_are_damaged_is_named_and_stops_no_report_of_others(
             told = max(
                 (tmp_path / "small").glob(page), key=lambda path: path.stat().st_mtime_ns
             ).read_text()
-            assert f"Left out, for their files are damaged: {folder.name}." in told
+            assert f"Left out because their files are damaged: {folder.name}." in told
 
 
 def test_a_run_without_its_metrics_is_reported_without_curves(
@@ -251,10 +251,10 @@ def test_a_folder_without_the_runs_is_one_message(
 ) -> None:
     assert cli([str(tmp_path / "nothing")]) == 2
     told = capsys.readouterr().err
-    assert told.startswith(f"error: {tmp_path}/nothing holds no finished run\n  fix: python -m ")
+    assert told.startswith(f"error: {tmp_path}/nothing contains no finished run\n  fix: python -m ")
     write_run("kd", 0, 5.0)
     assert cli([str(tmp_path / "small"), "kd-seed1-00000000"]) == 2
-    assert "holds no finished run kd-seed1-00000000" in capsys.readouterr().err
+    assert "contains no finished run kd-seed1-00000000" in capsys.readouterr().err
 
 
 def test_reading_runs_loads_neither_torch_nor_the_plotting_library() -> None:

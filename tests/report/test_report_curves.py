@@ -128,7 +128,7 @@ def test_a_method_of_several_seeds_has_a_band_and_a_bar_and_says_of_what() -> No
     assert told is not None
     assert told.text == (f"kd: 11.00 % at the end, 95% interval {low:.2f} to {high:.2f}, 2 seeds")
     section = learning_curves([*TWO_SEEDS, run_of("ce", 0, [60, 50, 40])])[-1]
-    assert "Bars beside the last epoch, and bands:" in section
+    assert "Bars next to the last epoch, and bands:" in section
     assert "95% confidence intervals of the mean (Student's t, n = 2 seeds)" in section
     assert "Lines without a bar have one seed." in section
     assert "there are no intervals" in learning_curves(TWO_SEEDS[:1])[-1]

@@ -354,7 +354,7 @@ def test_a_report_holds_all_runs_of_its_settings_and_says_what_was_asked_for(
     assert re.search(r"^ce +2 ", told, re.M)
     for file in ("ablation.md", "report.html"):
         text = (folder / file).read_text()
-        assert "All finished runs with these settings; asked for now: kd; seeds 1." in text
+        assert "All finished runs with these settings; requested now: kd; seeds 1." in text
 
 
 def test_an_ablation_ends_with_the_report_wherever_it_runs_and_with_its_exit_status(

@@ -136,9 +136,9 @@ def fill_evaluation(
 
     It holds the teacher's outputs of the test images, one view each, with which outputs of students
     can be compared without running the teacher. It is a cache of its own, so the same code writes,
-    resumes, checks and copies it. Its name contains the digest of the test images, so other test
-    images get another one. A complete one is only read. Without logits or labels there are no
-    metrics. Raises CacheError, DatasetError or Stopped.
+    resumes, checks and copies it. Its name contains the digest of its identity, so other test
+    images or another transform get another one. A complete one is only read. Without logits or
+    labels there are no metrics. Raises CacheError, DatasetError or Stopped.
     """
     cache = open_evaluated(teacher_pass.setup, every_byte=True)
     return _test_metrics(cache or _new_evaluation(teacher_pass, stop, console))

@@ -178,12 +178,13 @@ def evaluation_setup(setup: Setup) -> Setup:
         hint=None,
     )
     views = ViewsConfig(augment=transform, seed=config.views.seed, count=1)
+    identity = evaluation_identity(setup.identity, digest, as_plain(transform))
     return dataclasses.replace(
         setup,
         config=dataclasses.replace(config, views=views, taps=taps),
         dataset=dataclasses.replace(dataset, train=dataset.test, digest=digest),
-        identity=evaluation_identity(setup.identity, digest, as_plain(transform)),
-        path=evaluation_path(setup.path, evaluation_name(digest)),
+        identity=identity,
+        path=evaluation_path(setup.path, evaluation_name(identity)),
     )
 
 

@@ -142,6 +142,30 @@ def test_evaluation_of_other_test_images_is_another_cache(
     assert names == sorted({evaluation_setup(each).path.name for each in (setup, changed)})
 
 
+def test_evaluation_in_another_transform_is_another_cache(
+    small_teacher: Make, tmp_path: Path
+) -> None:
+    setups = []
+    for more in ([], ["views.evaluation={type: center-crop, resize_px: 10, crop_px: 8}"]):
+        config = small_teacher(*more)
+        setups.append(setup_of(config, tmp_path))
+        assert open_evaluated(setups[-1], every_byte=True) is None
+        assert cli(words_of(config, tmp_path)) == 0
+    usual, larger = (evaluated(setup) for setup in setups)
+    assert setups[0].path == setups[1].path
+    assert evaluation_names(setups[0].path) == sorted({usual.path.name, larger.path.name})
+    both = [cache.read_view(0)["logits"] for cache in (usual, larger)]
+    assert not np.array_equal(*both)
+
+
+def test_evaluation_cache_of_a_teacher_with_attention_only_holds_the_means(
+    small_teacher: Make, tmp_path: Path
+) -> None:
+    config = small_teacher("taps.logits=null", "taps.channel_means=null", "taps.attention=float16")
+    make_cache(config, tmp_path)
+    assert set(evaluated(setup_of(config, tmp_path)).taps) == {"stage1", "stage2", "stage3"}
+
+
 def test_evaluation_pass_that_was_killed_is_resumed(
     small_teacher: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

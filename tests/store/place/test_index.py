@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 
 from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
+from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.store import CacheDamaged, CacheMissing, TeacherCache
-from teach_once.store.format.index import INDEX
+from teach_once.store.format.index import INDEX, index_text
+from teach_once.store.identity import canonical_json
 from teach_once.store.move.copy import copy_cache
 from teach_once.store.move.hdf5 import export_cache, import_cache
 from teach_once.store.move.trim import trim_cache
 from teach_once.store.place.folder import Folder
+from teach_once.store.place.index import index_faults, read_index
 from teach_once.store.place.place import Listed
 from teach_once.store.read.zarr_source import open_indexed
 from tests.support.caches.damage import flip
-from tests.support.caches.forged_cache import crc
+from tests.support.caches.forged_cache import crc, set_at
 from tests.support.caches.object_store import Server
 from tests.support.caches.random_cache import open_any, open_writer, records_of, write_item
 
@@ -197,3 +200,51 @@ def test_index_that_is_damaged_is_a_fault_of_the_cache(cache: Path) -> None:
     (fault,) = TeacherCache.open(cache).faults()
     assert fault.file == cache / INDEX
     assert "index" in str(fault)
+
+
+def test_index_text_of_files_in_another_order_is_the_same(cache: Path) -> None:
+    manifest = TeacherCache.open(cache).manifest
+    index = read_index(Folder(cache), manifest)
+    assert index is not None
+    backwards = dict(reversed(index.items()))
+    assert list(backwards) != list(index)
+    assert index_text(manifest, backwards) == (cache / INDEX).read_bytes()
+
+
+def _named(name: str) -> Callable[[Any], None]:
+    return set_at("files", name, to={"size": 1, "sha256": "0" * 64})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (set_at("identity_sha256", to="0" * 64), "is the index of another cache"),
+        (lambda content: content["files"].pop("teacher.zarr/zarr.json"), "lacks teacher.zarr/z"),
+        (_named("teacher.zarr/logits/c.0.0.0"), "not one of an index"),
+        (_named("journal/notes.jsonl"), "not one of an index"),
+        (_named("evaluation/a..b/index.json"), "not one of an index"),
+        (_named("evaluation/.hidden/index.json"), "not one of an index"),
+    ],
+)
+def test_index_with_a_valid_checksum_and_other_content_is_rejected(
+    cache: Path, change: Callable[[Any], object], problem: str
+) -> None:
+    content = json.loads((cache / INDEX).read_bytes())
+    del content["index_crc32c"]
+    change(content)
+    content["index_crc32c"] = crc(canonical_json(content).encode())
+    (cache / INDEX).write_text(json.dumps(content))
+    with pytest.raises(BadFile, match=problem):
+        read_index(Folder(cache), TeacherCache.open(cache).manifest)
+
+
+@pytest.mark.parametrize("name", ["journal/*.jsonl", "teacher.zarr/stage1/zarr.json"])
+def test_index_faults_of_files_with_a_flipped_bit_name_each_file(cache: Path, name: str) -> None:
+    manifest = TeacherCache.open(cache).manifest
+    assert index_faults(Folder(cache), manifest) == []
+    changed = [next(iter(cache.glob(each))) for each in (name, "teacher.zarr/labels/zarr.json")]
+    for file in changed:
+        flip(file, 40)
+    assert [fault.file for fault in index_faults(Folder(cache), manifest)] == sorted(
+        changed, key=str
+    )

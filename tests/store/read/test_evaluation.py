@@ -17,7 +17,7 @@ from teach_once.store.move.copy import copy_cache
 from teach_once.store.move.hdf5 import export_cache
 from teach_once.store.move.trim import trim_cache
 from teach_once.store.place.folder import Folder
-from teach_once.store.place.index import read_index
+from teach_once.store.place.index import read_index, remove_index
 from teach_once.store.read.evaluation import evaluation_names, evaluation_path, open_evaluation
 from tests.support.caches.damage import flip
 from tests.support.caches.object_store import Server
@@ -75,6 +75,34 @@ def test_index_names_an_evaluation_cache_by_its_own_index(cache: Path) -> None:
         assert not (inner / INDEX).exists()
     finished(inner, 1, identity=INNER, num_views=2)
     assert INNER_INDEX in (read_index(place, manifest) or {})
+
+
+def test_index_of_the_parent_is_gone_when_the_removal_of_the_inner_one_is_killed(
+    cache: Path,
+) -> None:
+    class Killed(Folder):
+        def delete(self, key: str) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        remove_index(Killed(evaluation_path(cache, "test")))
+    assert not (cache / INDEX).exists()
+    assert (cache / INNER_INDEX).exists()
+
+
+def test_writer_below_a_folder_that_is_named_evaluation_but_no_cache_keeps_its_files(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / INDEX).write_text("somebody else's")
+    cache = finished(tmp_path / "evaluation" / "t-e4812202")
+    finished(cache, num_views=3)
+    assert (cache / INDEX).exists()
+    assert (tmp_path / INDEX).read_text() == "somebody else's"
+
+
+def test_evaluation_names_of_a_folder_without_a_manifest_leave_it_out(cache: Path) -> None:
+    (cache / "evaluation" / "begun").mkdir()
+    assert evaluation_names(cache) == ["test"]
 
 
 def test_index_of_a_cache_in_use_is_left_to_its_writer(cache: Path) -> None:

@@ -20,7 +20,8 @@ def written(writer: CacheWriter, *, seed: int = 0, changed: int = 0) -> list[Wri
     for item in writer.work:
         rows = slice(item.block.start, item.block.stop)
         records = records_of(item.block.view, rows, seed)
-        records["sample_digest"] = records["sample_digest"] + np.uint8(changed)
+        records["sample_digest"] = records["sample_digest"].copy()
+        records["sample_digest"][:, -1] += np.uint8(changed)
         node.write_block(item.block, records)
     return node.written
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,12 @@ from teach_once.configs.schema import ImageFolder, Normalization
 from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.views.datasets import DatasetError, load_dataset
 from teach_once.views.images import listing as listing_module
-from teach_once.views.images.listing import INDEX_FOLDER, forget_listings, listing_of
+from teach_once.views.images.listing import (
+    INDEX_FOLDER,
+    Listing,
+    forget_listings,
+    listing_of,
+)
 
 GRAY = Normalization(mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 
@@ -200,3 +207,34 @@ def test_file_names_of_any_bytes_are_found_again(root: Path, tmp_path: Path) -> 
     for _ in range(2):
         listing = listing_of(root / "train", None, tmp_path / "caches")
         assert sum(os.fsencode(listing.path(i)) == strange for i in range(len(listing))) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"class_names": ("cat", "emu")},
+        {"labels": np.array([0, 1, 1])},
+        {"sizes": np.array([5, 6, 8])},
+        {"names": b"abcdeg"},
+        {"ends": np.array([1, 4, 6])},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_fingerprint_of_a_listing_with_another_field_differs(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    listing = Listing(
+        tmp_path,
+        ("cat", "dog"),
+        np.array([5, 6, 7]),
+        np.array([0, 0, 1]),
+        b"abcdef",
+        np.array([1, 3, 6]),
+        (("", 1),),
+        {},
+    )
+    ids = np.array([0, 2])
+    found = listing.fingerprint(ids)
+    assert dataclasses.replace(listing, folders=(("", 2),)).fingerprint(ids) == found
+    assert dataclasses.replace(listing, **change).fingerprint(ids) != found
+    assert listing.fingerprint(np.array([1, 2])) != found

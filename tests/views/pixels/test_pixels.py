@@ -37,12 +37,13 @@ from teach_once.views.pixels import streaming
 from teach_once.views.pixels.batches import Pixels, normalize
 from teach_once.views.pixels.resident import (
     ResidentPixels,
+    VerifiedPixels,
     calibration_batches,
     evaluation_pixels,
     open_pixels,
 )
 from teach_once.views.pixels.streaming import StreamedPixels
-from teach_once.views.splits import array_split
+from teach_once.views.splits import array_split, changed_samples
 from tests.support.caches.teacher_cache import CPU
 from tests.support.datasets.image_folders import write_image_folder
 from tests.support.datasets.streamed_pixels import CROP, RGB, split_of, streamed_pixels
@@ -354,3 +355,17 @@ def test_a_signal_to_the_whole_group_is_the_parents_to_answer(photographs: Path)
         told, _ = process.communicate(timeout=300)
     assert told.endswith("stopped\n")
     assert process.returncode == 0
+
+
+def test_sample_whose_digest_differs_in_its_last_byte_has_changed() -> None:
+    images = np.arange(3 * 4 * 4 * 3, dtype=np.uint8).reshape(3, 4, 4, 3)
+    split = array_split(images, np.zeros(3, np.int64), "numbers")
+    ids, digests = np.arange(3), split.loaded[1].copy()
+    digests[1, -1] ^= 1
+    ((number, changed),) = changed_samples(split, digests, ids)
+    assert (number, changed.tolist()) == (3, [1])
+    pixels = open_pixels(split, ViewsConfig(augment=PadCropFlip(pad_px=1)), RGB, CPU)
+    verified = VerifiedPixels(pixels, split, digests, "restore it")
+    assert len(list(verified.batches([0], ids[2:], 1))) == 1
+    with pytest.raises(DatasetError, match="sample 1 of numbers has changed"):
+        list(verified.batches([0], ids, 3))

@@ -1,4 +1,4 @@
-"""The teacher cache: numpy in, numpy out, no torch."""
+"""The cache of teacher outputs, in numpy and without torch."""
 
 from teach_once.store.errors import (
     CacheBusy,

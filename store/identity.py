@@ -1,6 +1,6 @@
-"""The identity of a cache: everything that decides its bytes, and nothing else.
+"""The identity of a cache: the settings that determine its bytes, and nothing else.
 
-Left out on purpose: paths, batch size, workers, device, the number of views, the list of taps.
+Not included: paths, batch size, workers, device, the number of views, the list of taps.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any, TypeGuard, cast
 from teach_once.runtime.safe.safe_read import open_regular
 from teach_once.runtime.safe.text import one_line
 
-# Raise it when the same settings would give other bytes: other pixels of a view, other statistics
-# of a recalibrated teacher, another rounding. Every cache is then made anew.
+# Increase it when the same settings give other bytes (pixels of a view, statistics of a
+# recalibrated teacher, rounding). All existing caches then become invalid.
 IDENTITY_VERSION = 1
 PARENT = "parent_sha256"
 _SHA256_DIGITS = 64
-CONVERTED_FROM = "converted_from"  # the types that a cache's records had before, see store.convert
+CONVERTED_FROM = "converted_from"  # dtypes before the conversion, see store.move.convert
 Identity = dict[str, Any]
-EVALUATION = "evaluation"  # the folder of the caches inside a cache
+EVALUATION = "evaluation"  # folder of the evaluation caches inside a cache
 
 
 def cache_identity(views: Mapping[str, Any], teacher: Mapping[str, Any]) -> Identity:
-    """Join what `views.identity.views_identity` and `nets.teacher.identity.teacher_identity` give.
+    """Join the identities of `views.identity.views_identity` and `nets.teacher.identity`.
 
-    An identity whose weights_sha256 is None or incomplete, because the weights file is missing,
-    can be compared with a cache's but names none.
+    If the weights file is missing, weights_sha256 is None or incomplete. Such an identity can be
+    compared with a cache's, but does not name a cache.
     """
     return {"identity_version": IDENTITY_VERSION, **views, **teacher}
 
@@ -40,7 +40,7 @@ def evaluation_identity(
 ) -> Identity:
     """Return the identity of an evaluation cache: one view of a split, inside its parent.
 
-    parent: the identity of the cache around it, which decides the teacher and the taps' types.
+    parent: identity of the enclosing cache, which determines the teacher and the taps' types.
     transform: the evaluation transform as plain data.
     """
     return {
@@ -52,7 +52,7 @@ def evaluation_identity(
 
 
 def field_of(identity: Mapping[str, Any], *keys: str) -> Any:
-    """The value at these keys; None where there is none: an identity may come from a stranger."""
+    """Return the value at these nested keys; None if a key is missing, as in a forged identity."""
     value: Any = identity
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -60,20 +60,20 @@ def field_of(identity: Mapping[str, Any], *keys: str) -> Any:
 
 
 def with_weights(identity: Identity, sha256: str | None) -> Identity:
-    """The same identity with other weights."""
+    """Return the identity with other weights."""
     return {**identity, "teacher": {**identity["teacher"], "weights_sha256": sha256}}
 
 
 def knows_weights(identity: Identity) -> bool:
-    """Return True if the sha256 of the weights is known in full."""
+    """Return True if the identity contains the full sha256 of the weights."""
     return len(identity["teacher"]["weights_sha256"] or "") == _SHA256_DIGITS
 
 
 def with_weights_of(expected: Identity, other: Identity) -> Identity:
-    """`expected`, completed with the weights of `other` where all that is known of its own agrees.
+    """Return `expected` with the weights of `other` if all known digits of its own agree.
 
-    An identity knows all digits of its weights' sha256, or the first ones, or none. What a cache
-    was converted from is taken over too: a config does not say it.
+    An identity contains all digits of the weights' sha256, or the first ones, or none. The origin
+    of a converted cache is copied too, because no config contains it.
     """
     if isinstance(origin := other.get(CONVERTED_FROM), dict) and CONVERTED_FROM not in expected:
         expected = {**expected, CONVERTED_FROM: origin}
@@ -85,7 +85,7 @@ def with_weights_of(expected: Identity, other: Identity) -> Identity:
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling per value: sorted keys, no spaces, ASCII, no NaN."""
+    """Encode a value in its only spelling: sorted keys, no spaces, ASCII, no NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
     )
@@ -96,19 +96,19 @@ def identity_sha256(identity: Mapping[str, Any]) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash a regular file's content. Raises BadFile, FileNotFoundError."""
+    """Hash a file's content. Raises BadFile if it is not a regular file, FileNotFoundError."""
     with open_regular(path, follow=True) as file:
         return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
-_LONGEST = 24  # characters of a value in a message
+_LONGEST = 24  # maximum length of a value in a message
 _MOST_TOLD = 20
-_UNSET = canonical_json(None), None  # a key that is missing is as one that is null
+_UNSET = canonical_json(None), None  # a missing key is equal to null
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One leaf that differs. field: its dotted key. None means a missing key."""
+    """One leaf that differs. field: its dotted key. expected, found: None if the key is missing."""
 
     field: str
     expected: Any
@@ -120,7 +120,7 @@ class Difference:
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[Difference]:
-    """Every leaf that differs, in the order of the keys."""
+    """Return every leaf that differs, in the order of the keys."""
     return list(_differences(expected, found, ""))
 
 
@@ -140,13 +140,13 @@ def _differences(
 
 
 def told(found: Sequence[object]) -> list[str]:
-    """A line each, and how many more there are where a file states more than can be read."""
+    """Format a line per item; after the first few, only the number of the others."""
     more = len(found) - _MOST_TOLD
     return [*map(str, found[:_MOST_TOLD]), *([f"and {more:,} more"] if more > 0 else [])]
 
 
 def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything that is not a block."""
+    """Yield (dotted key, value) of everything that is not a block."""
     if isinstance(value, Mapping) and value:
         blocks = value
     elif isinstance(value, list) and _holds_blocks(value):
@@ -159,9 +159,9 @@ def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def distinguishing(identities: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return, for each identity, `key=value` of its leaves that are not the same in all of them.
+    """Return for each identity `key=value` of the leaves that differ between the identities.
 
-    A leaf that only others have counts too: it is "not set".
+    A leaf that is missing in some identities is "not set" there.
     """
     every = [{key: (canonical_json(value), value) for key, value in leaves(o)} for o in identities]
     keys = sorted({key for each in every for key in each})
@@ -174,27 +174,25 @@ def _holds_blocks(value: Any) -> TypeGuard[Sequence[Any]]:
 
 
 def _numbered(items: Sequence[Any], length: int = 0) -> dict[str, Any]:
-    """By position; empty blocks fill it up to `length`."""
+    """Return {position: item}, padded with empty blocks up to `length`."""
     filled = [*items, *[{}] * (length - len(items))]
     return {str(number): item for number, item in enumerate(filled)}
 
 
 def short_repr(value: Any) -> str:
-    """Short enough for a line: both ends of a digest. None is a key that is missing or null."""
+    """Format a value in one short line: both ends of a digest, "not set" for None."""
     text = "not set" if value is None else repr(value)
     return one_line(text if len(text) <= _LONGEST else f"{text[:17]}...{text[-4:]}")
 
 
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # of a tap, or a stage
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"  # name of a tap or a stage
 _RESERVED = {"labels", "preview", "sample_digest", "zarr.json"}
 
 TAP_NAMES = "[A-Za-z0-9._-], of at most 64 characters, none of the store's own names"
 
 
 def is_tap_name(name: str) -> bool:
-    """Return True if a tap, and its folder, can be called so beside the arrays that every cache
-    has.
-    """
+    """Return True if a tap and its folder may have this name next to a cache's own arrays."""
     return (
         re.fullmatch(NAME_PATTERN, name) is not None
         and ".." not in name

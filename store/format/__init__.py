@@ -1,1 +1,1 @@
-"""What a cache is on disk: manifest, journal, metadata, and the coding of values."""
+"""The files of a cache: manifest, journal, metadata, and the coding of values."""

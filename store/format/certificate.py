@@ -1,4 +1,4 @@
-"""The certificate in a cache's manifest: how much reduced records differ from full ones.
+"""The certificate in a cache's manifest: the error of reduced records against full ones.
 
 A pass compares the teacher's outputs with the stored ones. A conversion compares the old cache's
 records with the new ones. `python -m train.certify` compares losses.
@@ -36,7 +36,7 @@ Records = Mapping[str, NDArray[Any]]  # tap -> (R, ...)
 
 
 def is_reduced(spec: TapSpec) -> bool:
-    """Return True if a tap is stored as codes, or cut to its largest values."""
+    """Return True if a tap is stored as codes, or truncated to its largest values."""
     return spec.top is not None or spec.scale is not None
 
 

@@ -1,4 +1,4 @@
-"""From a block of a tap's records to the arrays that are stored."""
+"""Encode a block of a tap's records as the arrays that are stored, and decode them."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ _TOP = 255
 
 
 def quantize_rows(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """(R, K) -> codes (R, K) uint8 and (R, 2) float32 `low, step` of each row."""
+    """Quantize values (R, K) to codes (R, K) uint8 and `low, step` per row (R, 2) float32."""
     low, step = _range(values, axis=1)
     return _codes(values, low[:, None], step[:, None]), np.stack([low, step], axis=1)
 
 
 def quantize_channels(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """(R, C) -> codes (R, C) uint8 and (1, 2, C) float32 `low, step` of each channel."""
+    """Quantize values (R, C) to codes (R, C) uint8 and channels' `low, step` (1, 2, C) float32."""
     low, step = _range(values, axis=0)
     return _codes(values, low, step), np.stack([low, step])[None]
 
 
 def restore_rows(codes: NDArray[np.uint8], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The inverse of `quantize_rows`, to within half a step: (R, K) float32."""
+    """Invert `quantize_rows` to within half a step: (R, K) float32."""
     return np.asarray(codes * scale[:, 1:2] + scale[:, 0:1], dtype=np.float32)
 
 
 def restore_channels(codes: NDArray[np.uint8], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The inverse of `quantize_channels`, to within half a step: (R, C) float32."""
+    """Invert `quantize_channels` to within half a step: (R, C) float32."""
     return np.asarray(codes * scale[0, 1] + scale[0, 0], dtype=np.float32)
 
 
 def restored(
     codes: NDArray[np.uint8], scale: NDArray[np.float32], kind: str
 ) -> NDArray[np.float32]:
-    """The inverse for a tap whose `TapSpec.scale` is `kind`, "row" or "block"."""
+    """Invert the coding of a tap whose `TapSpec.scale` is `kind`, "row" or "block"."""
     return restore_rows(codes, scale) if kind == "row" else restore_channels(codes, scale)
 
 
@@ -61,9 +61,9 @@ def _codes(
 def stored_arrays(
     stored: Mapping[str, TapSpec], block: Block, records: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Array name -> rows of the block, of all these taps; raises as `arrays_to_store` does.
+    """Encode records as {array name: rows of the block}; raises as `arrays_to_store`.
 
-    stored: of the cache. Raises ValueError where a tap is not among them.
+    stored: taps of the cache. Raises ValueError if it does not contain a tap of `records`.
     """
     if unknown := set(records) - set(stored):
         raise ValueError(f"taps {sorted(unknown)} are not among {sorted(stored)}")
@@ -77,10 +77,10 @@ def stored_arrays(
 def arrays_to_store(
     tap: str, spec: TapSpec, block: Block, values: NDArray[Any]
 ) -> dict[str, NDArray[Any]]:
-    """Array name -> rows of the block, in the dtype that is stored.
+    """Encode a tap's records as {array name: rows of the block} in the stored dtypes.
 
-    Raises ValueError where the shape is not the tap's, BadTeacherOutput (with tap, view and sample)
-    where a value is not finite or overflows the dtype.
+    Raises ValueError if `values` does not have the tap's shape. Raises BadTeacherOutput (with tap,
+    view and sample) if a value is not finite or overflows the dtype.
     """
     if values.shape != (block.rows, *spec.shape):
         raise ValueError(f"tap {tap} has shape {values.shape}, not {(block.rows, *spec.shape)}")
@@ -96,7 +96,7 @@ def arrays_to_store(
         return {tap + name: part for name, part in cut.items()}
     if spec.scale is None:
         return {tap: stored}
-    with np.errstate(over="ignore", invalid="ignore"):  # looked for below
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below
         codes, scale = (quantize_rows if spec.scale == "row" else quantize_channels)(stored)
     if scale_fault(spec.scale, scale) is not None:
         raise _too_wide(tap, spec, block, stored)
@@ -106,7 +106,7 @@ def arrays_to_store(
 def _too_wide(
     tap: str, spec: TapSpec, block: Block, values: NDArray[np.float32]
 ) -> BadTeacherOutput:
-    """The error for the row, or channel, whose codes would stand for more than float32 holds."""
+    """Return the error for the row or channel whose range overflows float32."""
     axis = 1 if spec.scale == "row" else 0
     low, high = (extreme(values.astype(np.float64), axis) for extreme in (np.min, np.max))
     widest = int(np.argmax(high - low))
@@ -122,9 +122,9 @@ def _too_wide(
 def stored_values(
     tap: str, spec: TapSpec, view: int, start: int, values: NDArray[Any]
 ) -> NDArray[Any]:
-    """Records of the samples from `start` on, (M, ...), in the dtype that they are read back in.
+    """Convert values (M, ...) of the samples from `start` on to the dtype that readers get.
 
-    Raises BadTeacherOutput where a value is not finite or overflows that dtype.
+    Raises BadTeacherOutput if a value is not finite or overflows that dtype.
     """
     with np.errstate(over="ignore"):
         stored = values.astype(spec.read_dtype)
@@ -141,7 +141,7 @@ def _bad_output(
     values: NDArray[Any],
     finite: NDArray[np.bool_],
 ) -> BadTeacherOutput:
-    """The error for the first value that is not `finite` once stored."""
+    """Return the error for the first value that is not finite after the conversion."""
     row = int(np.argwhere(~finite)[0][0])
     first = values[row].ravel()[np.argmax(~finite[row].ravel())]
     return BadTeacherOutput(

@@ -125,7 +125,7 @@ def grown_manifest(manifest: Manifest, content: CacheContent) -> Manifest | None
 def beyond(manifest: Manifest) -> Callable[[ChunkKey], bool]:
     """Return True if a chunk is outside the manifest's plan, left over from an interrupted trim.
 
-    If the cache grows again, such a chunk must not be mistaken for one of the new tap.
+    If the cache grows again, such a chunk must not be mistaken for a chunk of the new tap.
     """
     arrays = manifest.arrays
     return lambda key: key[0] not in arrays or key[1] >= manifest.num_views

@@ -1,12 +1,12 @@
-"""index.json: the small files of a complete cache, for readers at places that cannot list.
+"""index.json: the small files of a complete cache, for readers that cannot list files.
 
-A reader finds everything by the manifest but the files of the journal, which it lists. Where files
-are served by name alone, it reads their names here.
+A reader finds all files by the manifest except the journal's, which it lists. If a server provides
+files by name only, the reader takes their names from the index.
 
-The index is written last: by a finished pass, a copy or an import. It is removed first, before
-anything that it names changes: when the cache grows, is trimmed or repaired. So an index that is
-there describes the files that are there, wherever a writer was killed. A complete cache may lack
-it, if its writer was killed just before; an incomplete one never has it.
+The index is written last: by a finished pass, a copy or an import. It is removed before any file
+that it lists changes, when the cache grows, is trimmed or is repaired. So an existing index always
+describes the existing files, even if a writer was killed. A complete cache may lack the index if
+its writer was killed just before; an incomplete cache never has one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The journal: one line per committed block. Only a line here makes a block exist.
 
-Each writer appends to a file of its own. A line carries a checksum of itself; a crash may cut off
-the last line of a file, which then counts as never written. A line has exactly one spelling
-(canonical JSON), so that a pattern reads it: nothing is parsed that is not a line.
+Each writer appends to its own file. A line contains its own checksum. A crash may truncate the last
+line of a file, which then counts as never written. A line has exactly one spelling (canonical
+JSON), so a regular expression matches it before anything is parsed.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from teach_once.store.identity import NAME_PATTERN, canonical_json, identity_sha
 LINE_CHECKSUM = "line_crc32c"
 IDENTITY_DIGITS = 16
 MAX_LINE_BYTES = 64_000
-_MOST_DAMAGED = 100  # lines of a file: it is not a journal, and is not read to its end
+_MOST_DAMAGED = 100  # damaged lines; a file with more is not a journal and is not read further
 SPARE_BYTES = 64 * 10**6
-_LISTINGS = 20  # of the folder, while another process removes files
+_LISTINGS = 20  # attempts to list the folder while another process removes files
 _FILE_NAME = re.compile(r"\d{6}-\d{4,6}\.jsonl")
 _INT = rb"(0|[1-9][0-9]{0,9})"
 _TAP = b'"' + NAME_PATTERN.encode() + b'"'
@@ -65,7 +65,7 @@ ChunkKey = tuple[str, int, int]  # array, view, block index
 
 
 class Line(NamedTuple):
-    """One committed block. checksums: crc32c (hex) of each array's chunk."""
+    """One committed block. checksums: array -> crc32c (hex) of its chunk."""
 
     identity: str
     view: int
@@ -76,9 +76,10 @@ class Line(NamedTuple):
 
 @dataclass
 class Journal:
-    """What is committed of a cache; and where there are lines that cannot be read.
+    """The committed chunks of a cache, and the positions of unreadable lines.
 
-    there, crc32c: array -> (views, blocks), whether a chunk is committed, and its checksum.
+    there: array -> (views, blocks) bool, True for committed chunks. crc32c: array -> (views,
+    blocks) uint32 checksums.
     """
 
     there: dict[str, NDArray[np.bool_]]
@@ -87,7 +88,7 @@ class Journal:
 
     @classmethod
     def empty(cls, manifest: Manifest) -> Journal:
-        """Memory is taken only for what is then committed."""
+        """Return a journal without chunks; its memory is only allocated for committed chunks."""
         shape = (manifest.num_views, manifest.blocks_per_view)
         return cls(
             {array: np.zeros(shape, dtype=np.bool_) for array in manifest.arrays},
@@ -96,7 +97,7 @@ class Journal:
 
     @property
     def committed(self) -> dict[ChunkKey, str]:
-        """Chunk -> crc32c (hex), of every committed chunk."""
+        """{chunk: crc32c (hex)} of every committed chunk."""
         return {
             (array, int(view), int(block)): crc_hex(int(self.crc32c[array][view, block]))
             for array, there in self.there.items()
@@ -105,7 +106,7 @@ class Journal:
 
 
 class JournalWriter:
-    """Appends commits to a new file of the journal. identity: the sha256 of the cache's."""
+    """Appends commits to a new file of the journal. identity: the cache's identity_sha256."""
 
     def __init__(self, cache: Path, identity: str, rank: int = 0) -> None:
         self._cache, self._identity = cache, identity[:IDENTITY_DIGITS]
@@ -114,20 +115,21 @@ class JournalWriter:
         self._file_name = f"{JOURNAL}/{max(numbers, default=0) + 1:06d}-{rank:04d}.jsonl"
         self.path = cache / self._file_name
         if not _FILE_NAME.fullmatch(self.path.name):
-            raise CacheError(f"{one_line(cache / JOURNAL)} has no number left for another file")
+            raise CacheError(f"{one_line(cache / JOURNAL)} has no file number left")
         try:
             self._file = create_inside(cache, self._file_name)
         except FileExistsError:
             raise CacheError(
                 f"another process of rank {rank} has just created {self.path}"
             ) from None
-        self._size = 0  # bytes of whole lines
+        self._size = 0  # bytes of complete lines
 
     def commit(self, block: Block, crc32c: Mapping[str, int]) -> None:
         """Append one line and flush it to disk; when this returns the block exists.
 
-        crc32c: per zarr array. Raises OSError if the disk refuses the line, of which nothing then
-        stays; CacheError if the file has been removed, so that the block does not exist.
+        crc32c: array -> checksum of its chunk. Raises OSError if the disk refuses the line, which
+        is then removed. Raises CacheError if the file was removed, so that the block does not
+        exist.
         """
         checksums = {name: crc_hex(value) for name, value in crc32c.items()}
         line = Line(self._identity, block.view, block.index, block.rows, checksums)
@@ -136,15 +138,15 @@ class JournalWriter:
         try:
             os.fsync(self._file.fileno())
         except BaseException:
-            with suppress(OSError):  # the next line is written over it
+            with suppress(OSError):  # the next line overwrites it
                 os.ftruncate(self._file.fileno(), self._size)
             raise
         self._size += len(text)
         if not self._has_its_name():
             raise CacheError(
                 f"{self.path} was removed or replaced while this pass was writing to it; the "
-                "blocks whose lines it held will be computed again",
-                fix="run the same command again, and leave the files of the cache alone meanwhile",
+                "blocks in its lines will be computed again",
+                fix="run the same command again, and do not change the cache's files meanwhile",
             )
 
     def close(self) -> None:
@@ -162,11 +164,12 @@ class JournalWriter:
 
 
 def read_journal(cache: Path, manifest: Manifest) -> Journal:
-    """Read all files in the order of their numbers; of two lines for a chunk the later one counts.
+    """Read all files in the order of their numbers; for a chunk with several lines the last counts.
 
-    Lines of another identity, or of blocks of another size, count as damaged. What lies beyond the
-    manifest's plan is left out: leftovers of an interrupted trim. A file that is not a journal is
-    damage, too. Another process may remove files meanwhile, whose lines it has dropped.
+    Lines of another identity, or of blocks of another size, count as damaged, as does a file that
+    is not a journal. Chunks beyond the manifest's plan, left by an interrupted trim, are ignored.
+    Another process may remove files meanwhile, whose lines are then obsolete. Raises CacheBusy if
+    this happens repeatedly.
     """
     for _ in range(_LISTINGS):
         try:
@@ -174,7 +177,7 @@ def read_journal(cache: Path, manifest: Manifest) -> Journal:
         except FileNotFoundError:
             continue  # removed since the folder was listed
     raise CacheBusy(
-        f"{one_line(cache / JOURNAL)} is changed again and again by another process",
+        f"another process keeps changing {one_line(cache / JOURNAL)}",
         fix="wait until that ends, then run the same command again",
     )
 
@@ -191,9 +194,9 @@ def _read_files(cache: Path, manifest: Manifest) -> Journal:
 def read_journal_file(
     file: BinaryIO, path: Path, size: int, manifest: Manifest, journal: Journal
 ) -> bool:
-    """Enter the lines of one file; return True if any is of this cache.
+    """Add the lines of one file to `journal`; return True if any belongs to this cache.
 
-    path: for messages. Raises BadFile where the file is too large.
+    path: for messages. Raises BadFile if the file is too large.
     """
     identity = identity_sha256(manifest.identity)[:IDENTITY_DIGITS]
     damaged, is_ours = list[str](), False
@@ -204,14 +207,14 @@ def read_journal_file(
         else:
             is_ours = True
         if len(damaged) > _MOST_DAMAGED:
-            damaged.append(f"{place} and what follows")
+            damaged.append(f"{place} and all following lines")
             break
     journal.damaged_lines += damaged
     return is_ours
 
 
 def journal_text(identity: str, manifest: Manifest, committed: Mapping[ChunkKey, str]) -> bytes:
-    """A whole journal as one file, block by block. identity: the sha256 of the cache's."""
+    """Format a whole journal as one file, block by block. identity: the cache's identity_sha256."""
     of_block: dict[tuple[int, int], dict[str, str]] = {}
     for (array, view, block), checksum in committed.items():
         of_block.setdefault((view, block), {})[array] = checksum
@@ -225,12 +228,12 @@ def journal_text(identity: str, manifest: Manifest, committed: Mapping[ChunkKey,
 
 
 def is_journal_file(name: str) -> bool:
-    """Return True if a file of the journal's folder, or an object, is one of lines."""
+    """Return True if a file of the journal's folder, or an object, contains lines."""
     return _FILE_NAME.fullmatch(name) is not None
 
 
 def enter_line(line: Line, manifest: Manifest, journal: Journal) -> bool:
-    """Note the chunks of a line; False if its block has another number of rows."""
+    """Add the chunks of a line to `journal`; False if its block has another number of rows."""
     view, block = line.view, line.block
     if view >= manifest.num_views or block >= manifest.blocks_per_view:
         return True
@@ -246,7 +249,7 @@ def enter_line(line: Line, manifest: Manifest, journal: Journal) -> bool:
 def forget(cache: Path, is_forgotten: Callable[[ChunkKey], bool], manifest: Manifest) -> None:
     """Remove chunks from the journal; each file is replaced in one step.
 
-    Unreadable lines stay, because they still count as damage. manifest: bounds the files.
+    Unreadable lines are kept, because they still count as damage. manifest: bounds the files' size.
     """
     for name in _file_names(cache):
         path, most_bytes = cache / JOURNAL / name, most_journal_bytes(manifest)
@@ -261,7 +264,7 @@ def forget(cache: Path, is_forgotten: Callable[[ChunkKey], bool], manifest: Mani
 
 
 def _without(text: bytes, is_forgotten: Callable[[ChunkKey], bool]) -> bytes:
-    """A line without these chunks; empty if it names no others."""
+    """Return a line without these chunks; empty if it contains no others."""
     line = parse_line(text)
     if line is None:
         return text
@@ -276,7 +279,9 @@ def _without(text: bytes, is_forgotten: Callable[[ChunkKey], bool]) -> bytes:
 
 
 def _file_names(cache: Path, others: list[str] | None = None) -> list[str]:
-    """The files of the journal, in order. others: takes those that are called otherwise."""
+    """Return the files of the journal in order. others: receives the paths of files with other
+    names.
+    """
     try:
         names = sorted(listed_inside(cache, JOURNAL))
     except FileNotFoundError:
@@ -295,7 +300,7 @@ def _opened(cache: Path, name: str) -> BinaryIO:
 def _lines(
     file: BinaryIO, path: Path, size: int, most_bytes: int, damaged: list[str]
 ) -> Iterator[tuple[str, bytes]]:
-    """Yield the place and text of each whole line. damaged: takes the places of other text."""
+    """Yield the position and text of each whole line. damaged: receives other lines' positions."""
     if size > most_bytes:
         raise BadFile(path, f"has {size:,} bytes, expected at most {most_bytes:,}")
     for number, text in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
@@ -309,23 +314,23 @@ def _lines(
 
 
 def _may_be_torn(text: bytes) -> bool:
-    """Return True if a line may have begun so, which a crash cut off."""
+    """Return True if the text may be the beginning of a line that a crash truncated."""
     return text.startswith(_START[: len(text)])
 
 
 def most_journal_bytes(manifest: Manifest) -> int:
-    """More than the journal of such a cache ever has, even if each block was written twice."""
+    """Return an upper bound for the journal's size, with each block written twice."""
     line = 150 + sum(2 * len(array) + 16 for array in manifest.arrays)
     return 2 * line * manifest.num_views * manifest.blocks_per_view + SPARE_BYTES
 
 
 def parse_line(text: bytes) -> Line | None:
-    """What a line says, without its newline; None where it is damaged or spelled otherwise."""
+    """Parse a line without its newline; None if it is damaged or has another spelling."""
     match = _LINE.fullmatch(text)
     if match is None:
         return None
     block, entries, identity, _, checksum, rows, taps, view = match.groups()
-    start, stop = match.span(4)  # of the checksum, which covers the line without it
+    start, stop = match.span(4)  # position of the checksum, which covers the rest of the line
     if google_crc32c.extend(google_crc32c.value(text[:start]), text[stop:]) != int(checksum, 16):
         return None
     pairs = _ENTRY.findall(entries)
@@ -341,7 +346,7 @@ def _taps_text(arrays: list[str]) -> bytes:
 
 
 def line_text(line: Line) -> bytes:
-    """The only spelling of a line, without its newline."""
+    """Format a line in its only spelling, without its newline."""
     content = {
         "identity": line.identity,
         "taps": sorted({tap_of(array) for array in line.checksums}),
@@ -358,19 +363,19 @@ Mask = NDArray[np.bool_]
 
 
 class Coverage:
-    """there: array -> (views, blocks), whether the chunk is committed."""
+    """The committed chunks. there: array -> (views, blocks) bool, True for committed chunks."""
 
     def __init__(self, manifest: Manifest, there: Mapping[str, Mask]) -> None:
         self._manifest, self.there = manifest, dict(there)
 
     @classmethod
     def nothing(cls, manifest: Manifest) -> Coverage:
-        """Return the coverage of a cache that is not begun."""
+        """Return the coverage of a new cache."""
         shape = (manifest.num_views, manifest.blocks_per_view)
         return cls(manifest, {array: np.zeros(shape, np.bool_) for array in manifest.arrays})
 
     def within(self, manifest: Manifest) -> Coverage:
-        """Return the covered part of another plan of the same blocks."""
+        """Return the covered part of another plan with the same blocks."""
         other = Coverage.nothing(manifest)
         for array, there in self.there.items():
             if array in other.there:
@@ -380,7 +385,7 @@ class Coverage:
 
     @property
     def fraction(self) -> float:
-        """The fraction of all planned chunks."""
+        """Committed fraction of the planned chunks."""
         counts = [np.count_nonzero(mask) / mask.size for mask in self.there.values()]
         return float(sum(counts) / len(counts))
 
@@ -390,7 +395,7 @@ class Coverage:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes on disk of all committed chunks, sound or not."""
+        """Bytes on disk of all committed chunks, valid or not."""
         arrays = self._manifest.arrays
         return sum(
             int(np.count_nonzero(mask)) * self._manifest.chunk_file_bytes(arrays[array])
@@ -398,11 +403,11 @@ class Coverage:
         )
 
     def incomplete_taps(self, num_views: int) -> set[str]:
-        """Taps of which the first views lack some chunk."""
+        """Return the taps that lack a chunk in the first views."""
         return {tap_of(array) for array, mask in self.there.items() if not mask[:num_views].all()}
 
     def lacking(self, tap: str, num_views: int) -> Mask:
-        """(num_views, blocks): whether an array of this tap is missing there."""
+        """Return a (num_views, blocks) mask: True if an array of this tap is missing."""
         whole = np.ones((num_views, self._manifest.blocks_per_view), dtype=np.bool_)
         for array, mask in self.there.items():
             if tap_of(array) == tap:
@@ -410,26 +415,26 @@ class Coverage:
         return ~whole
 
     def lacking_any(self, taps: Collection[str], num_views: int) -> Mask:
-        """(num_views, blocks): whether one of these taps is missing there."""
+        """Return a (num_views, blocks) mask: True if one of these taps is missing."""
         lacks = np.zeros((num_views, self._manifest.blocks_per_view), dtype=np.bool_)
         for tap in taps:
             lacks |= self.lacking(tap, num_views)
         return lacks
 
     def first_lacking_view(self, tap: str, num_views: int) -> int | None:
-        """The first view that lacks some of the tap; None where all have it."""
+        """Return the first view that lacks a block of the tap; None if it is complete."""
         views = self.lacking(tap, num_views).any(axis=1)
         return int(views.argmax()) if views.any() else None
 
     def num_complete_views(self) -> int:
-        """How many views, from the first on, have every tap that a cache cannot lack."""
+        """Return the number of leading views that have every required tap."""
         optional = optional_taps(self._manifest.taps)
         taps = [tap for tap in self._manifest.stored if tap not in optional]
         lacks = self.lacking_any(taps, self._manifest.num_views)
         return _first_true(np.logical_or.reduce(lacks, axis=1))
 
     def missing(self, num_views: int | None = None) -> Iterator[tuple[str, int, int]]:
-        """(array, view, block index) of what the first views lack, in the order of the blocks."""
+        """Yield (array, view, block index) of the first views' missing chunks, in block order."""
         views = self._manifest.num_views if num_views is None else num_views
         lacks = self.lacking_any(list(self._manifest.stored), views)
         for position in np.flatnonzero(lacks):
@@ -439,7 +444,7 @@ class Coverage:
                     yield array, view, block
 
     def num_missing(self, num_views: int | None = None) -> int:
-        """How many chunks the first views lack."""
+        """Return the number of chunks that the first views lack."""
         parts = [mask[:num_views] for mask in self.there.values()]
         return sum(part.size - int(np.count_nonzero(part)) for part in parts)
 
@@ -448,5 +453,5 @@ class Coverage:
 
 
 def _first_true(mask: Mask) -> int:
-    """The index of the first True of a (N,) mask; N where there is none."""
+    """Return the index of the first True of a (N,) mask; N if there is none."""
     return int(mask.argmax()) if mask.any() else len(mask)

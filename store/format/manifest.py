@@ -1,4 +1,4 @@
-"""manifest.json: what a cache is. Its keys are described in FORMAT.md."""
+"""manifest.json: the description of a cache. FORMAT.md describes its keys."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ from teach_once.store.identity import (
 
 MAX_SAMPLES = 10**8
 MAX_VIEWS = 10**6
-MAX_CHUNKS = 2**28  # of all arrays and views
+MAX_CHUNKS = 2**28  # over all arrays and views
 MAX_CHUNK_BYTES = 2**30
 MAX_CLASSES = 2**20
-MAX_CUT_CLASSES = 2**16  # which uint16 can number
+MAX_CUT_CLASSES = 2**16  # class ids are uint16
 _MAX_PREVIEW_BYTES = 2**28
 _MAX_IDENTITY_CHARS = 2**16
 _MISSING, _UNKNOWN = "a value", "no such key"
@@ -75,7 +75,7 @@ Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class Problem(NamedTuple):
-    """A field that is not what it must be. expected: in words."""
+    """A field with a wrong value. expected: description of the valid values."""
 
     field: str
     expected: str
@@ -83,7 +83,7 @@ class Problem(NamedTuple):
 
     @property
     def is_of_another_version(self) -> bool:
-        """Return True if a program of another version wrote the document, with other keys."""
+        """True if a program of another version wrote the document, with other keys."""
         return self.expected in (_MISSING, _UNKNOWN) or self.field == "format_version"
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class _Document(BaseModel):
 
 
 class TapDocument(_Document):
-    """How a tap is stored."""
+    """The storage format of a tap."""
 
     shape: Annotated[list[Extent], Field(max_length=6)]
     dtype: Literal["float16", "float32", "uint8"]
@@ -105,7 +105,7 @@ class TapDocument(_Document):
 
 
 class CanaryDocument(_Document):
-    """Which views were hashed, and their hash."""
+    """The views that were hashed, and their hash."""
 
     samples: Annotated[list[Count], Field(max_length=1000)]
     views: Annotated[list[Count], Field(max_length=1000)]
@@ -128,7 +128,7 @@ Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+~!-]{1,64}$")]
 
 
 class ManifestDocument(_Document):
-    """The keys of manifest.json, but for its own checksum."""
+    """The keys of manifest.json except its own checksum."""
 
     format: Literal["teach-once-cache"]
     format_version: Literal[1]
@@ -164,7 +164,7 @@ class ManifestDocument(_Document):
 
 
 def check_document(content: object) -> Problem | ManifestDocument:
-    """Return the document, or the first thing that is wrong with it."""
+    """Validate a parsed manifest; return the document or its first problem."""
     if isinstance(content, dict) and _has_other_version(content.get("format_version")):
         return Problem("format_version", str(FORMAT_VERSION), content["format_version"])
     try:
@@ -175,11 +175,13 @@ def check_document(content: object) -> Problem | ManifestDocument:
 
 
 def _has_other_version(version: object) -> bool:
-    return isinstance(version, int) and version != FORMAT_VERSION  # first: its other keys differ
+    return (
+        isinstance(version, int) and version != FORMAT_VERSION
+    )  # checked first because the other keys differ
 
 
 def first_problem(error: ValidationError) -> Problem:
-    """The first field that does not fit, in the words of this project."""
+    """Return the first field that does not fit, in the words of this project."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "the document"
     if first["type"] == "missing":
@@ -193,7 +195,7 @@ def first_problem(error: ValidationError) -> Problem:
 
 
 def in_short(value: object) -> str:
-    """A value for a message: of a list or an object only its size."""
+    """Format a value for a message; of a list or an object only its size."""
     if isinstance(value, dict):
         return f"an object of {len(value):,} keys"
     if isinstance(value, list | tuple) and len(value) > 8:
@@ -242,11 +244,11 @@ def _wrong_tap(name: str, spec: TapSpec, class_names: list[str] | None) -> Itera
         if spec != TapSpec((), "uint8"):
             yield Problem("taps.correct", "uint8 of shape []", [list(spec.shape), spec.dtype])
     elif (spec.dtype == "uint8") != (spec.scale is not None):
-        yield Problem(f"taps.{name}.scale", f"what {spec.dtype} needs", spec.scale)
+        yield Problem(f"taps.{name}.scale", f"a scale that fits {spec.dtype}", spec.scale)
     elif spec.scale is not None and len(spec.shape) != 1:
         yield Problem(f"taps.{name}.shape", "one dimension, because of the scale", spec.shape)
     if spec.top is not None and (name, spec.dtype) != ("logits", "float16"):
-        yield Problem(f"taps.{name}.top", "null, but for float16 logits", spec.top)
+        yield Problem(f"taps.{name}.top", "null except for float16 logits", spec.top)
     elif spec.top is not None and not (spec.top < num_classes <= MAX_CUT_CLASSES):
         expected = f"less than the number of classes, which is at most {MAX_CUT_CLASSES:,}"
         yield Problem("taps.logits.top_k", expected, f"{spec.top} of {num_classes:,}")
@@ -296,7 +298,7 @@ _DERIVED = {"format", "format_version", "identity_sha256"}
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a cache is. measured: of the teacher, by the pass that completed the cache."""
+    """The description of a cache. measured: metrics from the pass that completed the cache."""
 
     teacher: str
     identity: Identity
@@ -304,7 +306,7 @@ class Manifest:
     num_views: int
     block_rows: int
     taps: dict[str, TapSpec]
-    class_names: list[str] | None  # None: there are neither classes nor labels
+    class_names: list[str] | None  # None: the samples have neither classes nor labels
     preview_shape: list[int]
     whole_crc32c: dict[str, str]
     zarr_crc32c: dict[str, str]
@@ -338,14 +340,14 @@ class Manifest:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the logits are of; 0 without classes and logits."""
+        """The number of classes of the logits; 0 without classes and logits."""
         if self.class_names is not None:
             return len(self.class_names)
         return self.taps["logits"].shape[0] if "logits" in self.taps else 0
 
     @property
     def measured_views(self) -> int:
-        """How many views the teacher's agreement was measured on: all, unless stated otherwise.
+        """The number of views in the teacher's agreement: all unless stated otherwise.
 
         0 if nothing was measured.
         """
@@ -353,7 +355,7 @@ class Manifest:
 
     @property
     def measured_with_views(self) -> dict[str, Any]:
-        """What was measured, stating on how many views, for a manifest with another number."""
+        """The metrics with their number of views, for a manifest with another number of views."""
         return {**self.measured, "views": self.measured_views} if self.measured else {}
 
     @property
@@ -365,11 +367,11 @@ class Manifest:
         return sum(spec.bytes_per_record for spec in self.taps.values())
 
     def scale_of(self, array: str) -> str | None:
-        """ "row" or "block" if the array holds the scales of a tap's codes, else None."""
+        """Return "row" or "block" if the array contains the scales of a tap's codes, else None."""
         return self.taps[tap_of(array)].scale if array.endswith(".scale") else None
 
     def rows_in(self, spec: ArraySpec, block: Block) -> int:
-        """How many rows of an array one block fills."""
+        """Return the number of rows of an array in one block."""
         return 1 if spec.per_block else block.rows
 
     def chunk_rows(self, spec: ArraySpec) -> int:
@@ -383,14 +385,14 @@ class Manifest:
         return Block(view, index, start, min(start + self.block_rows, self.num_samples))
 
     def blocks(self, num_views: int | None = None) -> Iterator[Block]:
-        """The blocks of the first views (default: of all), view by view."""
+        """Yield the blocks of the first views (default: all), view by view."""
         for view in range(self.num_views if num_views is None else num_views):
             for index in range(self.blocks_per_view):
                 yield self.block(view, index)
 
 
 def manifest_text(manifest: Manifest) -> bytes:
-    """The bytes of manifest.json."""
+    """Return the bytes of manifest.json."""
     content = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, **asdict(manifest)}
     content["identity_sha256"] = identity_sha256(manifest.identity)
     content["manifest_crc32c"] = _json_crc(content)
@@ -398,16 +400,17 @@ def manifest_text(manifest: Manifest) -> bytes:
 
 
 def write_manifest(cache: Path, manifest: Manifest) -> None:
-    """Replace the manifest. Raises CacheError where no reader would accept it."""
+    """Replace the manifest. Raises CacheError if readers would not accept it."""
     text = manifest_text(manifest)
-    parse_manifest(text, cache / MANIFEST, fix="change that, then run again")
+    parse_manifest(text, cache / MANIFEST, fix="correct it, then run again")
     write_inside(cache, MANIFEST, text)
 
 
 def read_manifest(cache: Path) -> Manifest:
-    """Raises CacheMissing, CacheDamaged or (another format version) CacheMismatch.
+    """Read a folder's manifest.
 
-    A damaged one is read again before it is called so: a network may have cut it off.
+    Raises CacheMissing if there is none, CacheDamaged if it is damaged, CacheMismatch if it has
+    another format version. A damaged manifest is read twice, since a network may have truncated it.
     """
     try:
         return _read_once(cache)
@@ -432,24 +435,24 @@ def _read_once(cache: Path) -> Manifest:
 
 
 def refuse_other_name(cache: Path, manifest: Manifest) -> None:
-    """Raise CacheMismatch where the folder is named for another identity of the same teacher.
+    """Raise CacheMismatch if the folder's name contains another identity of the same teacher.
 
-    A folder whose name has another form is a user's own, and may be called anything.
+    A folder whose name has another form was named by a user, and may have any name.
     """
     digits = identity_sha256(manifest.identity)[:8]
     named = re.fullmatch(rf"{re.escape(manifest.teacher)}-([0-9a-f]{{8}})", cache.absolute().name)
     if named is not None and named[1] != digits:
         right = cache.with_name(f"{manifest.teacher}-{digits}")
         raise CacheMismatch(
-            f"{one_line(cache)} holds the identity {digits}..., not the one that it is named for",
+            f"{one_line(cache)} contains the identity {digits}..., but has another one in its name",
             fix=shlex.join(["mv", str(cache), str(right)]),
         )
 
 
 def parse_manifest(text: bytes, path: Path, fix: str | PassCommand | None = None) -> Manifest:
-    """The manifest that `manifest_text` wrote. path: for the message of an error.
+    """Parse the bytes of `manifest_text`. path: for error messages.
 
-    fix: of damage; default: another pass. Raises as `read_manifest`.
+    fix: for damage; default: another pass. Raises as `read_manifest`.
     """
     fix = fix or PassCommand(teacher_of(path.parent))
     content = _checked_content(text, path, fix)
@@ -463,7 +466,7 @@ def parse_manifest(text: bytes, path: Path, fix: str | PassCommand | None = None
 
 
 def _checked_content(text: bytes, path: Path, fix: str | PassCommand) -> dict[str, Any]:
-    """The object in these bytes, without its checksum, which is right."""
+    """Parse these bytes, compare the checksum, and return the object without it."""
     problem = "its contents do not match its checksum"
     try:
         content = parse_json(text, path)
@@ -475,7 +478,7 @@ def _checked_content(text: bytes, path: Path, fix: str | PassCommand) -> dict[st
         problem = error.what
     raise CacheDamaged(
         f"{one_line(path)} is damaged ({problem}); another pass writes a new one and reuses every "
-        f"sound block",
+        f"valid block",
         fix=fix,
     )
 
@@ -492,7 +495,7 @@ def _other_version(path: Path, fix: str | PassCommand) -> CacheMismatch:
 
 
 def teacher_of(cache: Path) -> str:
-    """Return the teacher's name, from the name of a cache's folder, or of what a link leads to."""
+    """Return the teacher's name from the name of a cache's folder, or of the target of a link."""
     with suppress(TypeError):  # a URL
         cache = Path(os.path.realpath(cache))
     name = cache.name.rpartition("-")[0]

@@ -1,6 +1,6 @@
 """The files of a cache folder, and the exact bytes of a chunk.
 
-FORMAT.md describes the same in prose. zarr itself makes the zarr metadata. Chunks are written and
+FORMAT.md contains the same in prose. zarr itself writes the zarr metadata. Chunks are written and
 read directly (C order, little endian, followed by four bytes of crc32c), because a chunk must be
 flushed to disk before its journal line is written, which zarr cannot do.
 """
@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from teach_once.store.identity import identity_sha256
 
-CLASS, REST = ".class", ".rest"  # suffixes of the arrays beside the values
+CLASS, REST = ".class", ".rest"  # suffixes of the arrays next to the values
 
 
 def cut_rows(values: NDArray[np.float32], k: int) -> dict[str, NDArray[np.generic]]:
-    """(R, K) float32 with K > k -> {"": (R, k) float16, ".class": (R, k) uint16, ".rest": (R,)}.
+    """Truncate values (R, K) float32 to the k < K largest of each row.
 
-    Equal values are kept in the order of their classes.
+    Returns {"": values (R, k) float16, ".class": their classes (R, k) uint16, ".rest": log-sum-exp
+    of the other values (R,) float16}. Equal values are kept in the order of their classes.
     """
     order = np.argsort(-values, axis=1, kind="stable")
     classes, others = order[:, :k], np.take_along_axis(values, order[:, k:], axis=1)
@@ -44,7 +45,7 @@ def expanded_rows(
     rest: NDArray[np.float16],
     num_classes: int,
 ) -> NDArray[np.float32]:
-    """The inverse: (R, K) float32."""
+    """Invert `cut_rows`, with equal values for the rest: (R, num_classes) float32."""
     share = rest.astype(np.float32) - np.float32(math.log(num_classes - values.shape[1]))
     rows = np.repeat(share[:, None], num_classes, axis=1)
     np.put_along_axis(rows, classes.astype(np.int64), values.astype(np.float32), axis=1)
@@ -52,14 +53,14 @@ def expanded_rows(
 
 
 def compact_names(tap: str) -> tuple[str, str, str]:
-    """The arrays of a cut tap: values, classes, rest."""
+    """Return the arrays of a truncated tap: values, classes, rest."""
     return tap, tap + CLASS, tap + REST
 
 
 def expanded(
     arrays: Mapping[str, NDArray[np.generic]], tap: str, num_classes: int
 ) -> NDArray[np.float32]:
-    """`expanded_rows` of arrays by name."""
+    """Apply `expanded_rows` to arrays by name."""
     values, classes, rest = (arrays[name] for name in compact_names(tap))
     return expanded_rows(values, classes, rest, num_classes)  # type: ignore[arg-type]
 
@@ -75,10 +76,10 @@ PREVIEW = "preview"
 SAMPLE_DIGEST = "sample_digest"
 DIGEST_BYTES = 16  # BLAKE2b-128
 CHECKSUM_BYTES = 4
-SUFFIXES = (".scale", CLASS, REST)  # of arrays beside a tap's own
+SUFFIXES = (".scale", CLASS, REST)  # of a tap's additional arrays
 
 MAX_CHUNK_BYTES = 16 * 2**20
-MAX_BLOCK_ROWS = 4096  # so that a kill costs seconds of teacher time, not minutes
+MAX_BLOCK_ROWS = 4096  # a killed pass loses seconds of teacher time, not minutes
 
 _FILL: dict[str, float | int] = {
     "float16": math.nan,
@@ -91,10 +92,10 @@ _FILL: dict[str, float | int] = {
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One zarr array of the group: the shape and dtype of a row, and what has a row.
+    """One zarr array of the group: the shape and dtype of a row, and the meaning of a row.
 
     A row belongs to a sample of one view, or (per_block) to a block, or (all_views) to a sample in
-    every view: such an array has no dimension of views.
+    every view. An array of the last kind has no dimension of views.
     """
 
     shape: tuple[int, ...]
@@ -108,19 +109,18 @@ class ArraySpec:
 
     @property
     def fill_value(self) -> float | int:
-        """What a row that was never written reads as: NaN, or 255 for small integers."""
+        """The value of rows that were never written: NaN, or 255 for small integers."""
         return _FILL[self.dtype]
 
 
 @dataclass(frozen=True)
 class TapSpec:
-    """Shape of one record's values, and the dtype they are stored in.
+    """Shape of one record's values, and the dtype in which they are stored.
 
-    dtype: "float16", "float32" or "uint8". stage: for a hint, the stage whose map it is.
-    scale: None where the values are stored as they are, else what a uint8 code is relative to:
-    "row" (lowest value and step of each record) or "block" (those of each channel over a block).
-    top: of logits of which only so many, the largest, are stored, see `store.format.spec`. Scaled
-    and cut taps are read as float32.
+    dtype: "float16", "float32" or "uint8". stage: for a hint, the stage of its map. scale: of uint8
+    codes, "row" (lowest value and step of each record) or "block" (lowest value and step of each
+    channel in a block); None for values. top: number of the largest logits that are stored, see
+    `cut_rows`; None for all. Taps with `scale` or `top` are read as float32.
     """
 
     shape: tuple[int, ...]
@@ -141,13 +141,13 @@ class TapSpec:
 
     @property
     def read_bytes_per_record(self) -> int:
-        """Bytes in memory, where a cut tap is held as it is stored."""
+        """Bytes in memory, where a truncated tap is kept as it is stored."""
         if self.top:
             return self.bytes_per_record
         return math.prod(self.shape) * np.dtype(self.read_dtype).itemsize
 
     def arrays(self, name: str) -> dict[str, ArraySpec]:
-        """The zarr arrays that hold the tap called `name`."""
+        """Return {name: zarr array} of the arrays of the tap called `name`."""
         if self.top:
             return {
                 name: ArraySpec((self.top,), self.dtype),
@@ -162,7 +162,7 @@ class TapSpec:
         return values
 
 
-DIGEST_SPEC = TapSpec((DIGEST_BYTES,), "uint8")  # of `sample_digest`, one row for all views
+DIGEST_SPEC = TapSpec((DIGEST_BYTES,), "uint8")  # `sample_digest`, one row for all views
 
 
 @dataclass(frozen=True, order=True)
@@ -188,7 +188,7 @@ def arrays_of(taps: Mapping[str, TapSpec]) -> dict[str, ArraySpec]:
 
 
 def tap_of(array: str) -> str:
-    """The tap that an array belongs to."""
+    """Return the tap that an array belongs to."""
     return next((array.removesuffix(end) for end in SUFFIXES if array.endswith(end)), array)
 
 
@@ -198,20 +198,22 @@ def is_opt_in(tap: str) -> bool:
 
 
 def optional_taps(taps: Iterable[str]) -> set[str]:
-    """Those without which a cache of these taps would still be one: the opt-in ones, if others
-    are left."""
+    """Return the opt-in taps; none if the cache has only opt-in taps, which it then requires."""
     taps = set(taps)
     opt_in = set(filter(is_opt_in, taps))
     return opt_in if opt_in < taps else set()
 
 
 def kind_of(tap: str) -> str:
-    """Without the number of its stage: "attention3" -> "attention"."""
+    """Return a tap's name without the number of its stage: "attention3" -> "attention"."""
     return tap.rstrip("0123456789")
 
 
 def default_block_rows(taps: Mapping[str, TapSpec], num_samples: int) -> int:
-    """The largest power of two that keeps every chunk within 16 MiB, and wastes little of it."""
+    """Return the largest power of two of rows with chunks of at most 16 MiB.
+
+    It is at most 4096, and at most the smallest power of two that covers all samples.
+    """
     widest = max(spec.bytes_per_record for spec in taps.values())
     fitting = max(1, MAX_CHUNK_BYTES // widest)
     rows = min(1 << (fitting.bit_length() - 1), MAX_BLOCK_ROWS)
@@ -223,11 +225,10 @@ def cache_path(caches_dir: Path, teacher: str, identity: Mapping[str, Any]) -> P
 
 
 def chunk_name(array: str, spec: ArraySpec, block: Block) -> str:
-    """The file of one chunk in a cache: `teacher.zarr/<array>/c.<view>.<block>`.
+    """Return the key of a chunk in a cache: `teacher.zarr/<array>/c.<view>.<block>`.
 
-    Another `.0` follows for each inner dimension.
-
-    `c.<block>` of an array that is the same in all views.
+    Another `.0` follows for each inner dimension. An array that is the same in all views has
+    `c.<block>`.
     """
     inner = ".0" * len(spec.shape)
     view = "" if spec.all_views else f".{block.view}"
@@ -235,18 +236,18 @@ def chunk_name(array: str, spec: ArraySpec, block: Block) -> str:
 
 
 def chunk_path(cache: Path, array: str, spec: ArraySpec, block: Block) -> Path:
-    """Where that file is."""
+    """Return the path of a chunk."""
     return cache / chunk_name(array, spec, block)
 
 
 def crc32c(data: NDArray[Any]) -> int:
-    """CRC-32C (Castagnoli) of an array's bytes in C order."""
+    """Compute the CRC-32C (Castagnoli) of an array's bytes in C order."""
     flat = data.reshape(-1).view(np.uint8)
     return int(google_crc32c.value(flat))
 
 
 def bytes_crc32c(data: bytes) -> int:
-    """CRC-32C (Castagnoli) of bytes."""
+    """Compute the CRC-32C (Castagnoli) of bytes."""
     return int(google_crc32c.value(data))
 
 
@@ -257,7 +258,9 @@ def crc_hex(value: int) -> str:
 def encode_chunk(
     rows: NDArray[Any], spec: ArraySpec, chunk_rows: int
 ) -> tuple[NDArray[np.uint8], int]:
-    """A chunk file's bytes, short blocks padded with the fill value, and their crc32c."""
+    """Encode rows as a chunk file's bytes, padded with the fill value; returns them and their
+    crc32c.
+    """
     dtype = np.dtype(spec.dtype).newbyteorder("<")
     payload = np.full((chunk_rows, *spec.shape), spec.fill_value, dtype=dtype)
     payload[: len(rows)] = rows
@@ -266,7 +269,7 @@ def encode_chunk(
 
 
 def with_checksum(payload: NDArray[Any]) -> NDArray[np.uint8]:
-    """The bytes of an array, followed by the four of their crc32c."""
+    """Return the bytes of an array, followed by the four bytes of their crc32c."""
     trailer = np.array([crc32c(payload)], dtype="<u4")
     return np.concatenate([payload.reshape(-1).view(np.uint8), trailer.view(np.uint8)])
 
@@ -282,10 +285,10 @@ def metadata_names(arrays: Iterable[str]) -> set[str]:
 
 
 def next_path(file: Path) -> Path:
-    """The successor of a zarr.json, until the manifest has its checksum and it is renamed."""
+    """Return the path of a new zarr.json before the manifest contains its checksum."""
     return file.with_name(f"{file.name}.next")
 
 
 def whole_name(name: str, num_dims: int) -> str:
-    """The only chunk, in a cache, of an array that is stored in one piece."""
+    """Return the key of the only chunk of an array that is stored in one piece."""
     return f"{ZARR_GROUP}/{name}/c" + ".0" * num_dims

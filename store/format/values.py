@@ -1,7 +1,8 @@
 """The valid values of a cache: finite floats, `correct` 0 or 1, labels of the classes.
 
 Checksums prove that a block has the bytes that were written, not that a teacher could have computed
-them. One NaN makes a student's loss NaN many steps later; here its block is named instead.
+them. A single NaN would make a student's loss NaN many steps later; this check finds its block
+first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from teach_once.store.format.manifest import Manifest
 from teach_once.store.format.spec import CLASS, Block
 
-Check = Callable[[NDArray[np.uint8]], str | None]  # what is wrong with a piece of values
+Check = Callable[[NDArray[np.uint8]], str | None]  # the fault of a piece of values
 Seen = dict[str, NDArray[np.bool_]]  # array -> (views, blocks)
 # Reads a block (into an array if given; `num_bytes` of values; checked) and returns its fault.
 Read = Callable[[NDArray[Any] | None, int, Check | None], str | None]
@@ -52,7 +53,7 @@ def is_finite(values: NDArray[np.uint8], dtype: str) -> bool:
 
 
 def scale_fault(scale: str, values: NDArray[np.float32]) -> str | None:
-    """Return the problem of the lows and steps of codes. scale: "row" or "block"."""
+    """Return the problem of the lows and steps of codes; None if valid. scale: "row" or "block"."""
     low, step = (values[:, 0], values[:, 1]) if scale == "row" else (values[0, 0], values[0, 1])
     with np.errstate(all="ignore"):
         highest = low + np.float32(255) * step
@@ -62,7 +63,7 @@ def scale_fault(scale: str, values: NDArray[np.float32]) -> str | None:
 
 
 def label_fault(labels: NDArray[Any], num_classes: int) -> str | None:
-    """Return the problem of the labels."""
+    """Return the problem of the labels; None if they are valid."""
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest >= 0 and highest < num_classes:
         return None

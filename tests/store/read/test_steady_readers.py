@@ -159,7 +159,7 @@ def test_a_journal_that_changes_without_end_is_busy_and_not_damaged(
         "teach_once.store.format.journal._file_names",
         lambda cache, others=None: ["000009-0000.jsonl"],
     )
-    with pytest.raises(CacheBusy, match="changed again and again"):
+    with pytest.raises(CacheBusy, match="another process keeps changing"):
         journal_of(small_cache)
 
 

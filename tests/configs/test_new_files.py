@@ -104,6 +104,21 @@ def test_a_students_file_has_the_methods_that_work(photographs: Path, tmp_path: 
     assert "the student has 3 stages and the cache 4" in file.read_text()
 
 
+@pytest.mark.parametrize(("size_px", "stem"), [(64, "cifar"), (65, "imagenet")])
+def test_student_file_of_a_network_with_more_stages_than_the_teacher_takes_its_last(
+    size_px: int, stem: str, photographs: Path, tmp_path: Path
+) -> None:
+    data = {"type": "imagefolder", "root": str(photographs)}
+    text = teacher_file("timm:test_resnet", data, "timm:pretrained", 1, size_px)
+    config = load_teacher("t.yaml", text=text)
+    assert config.taps.stages is not None
+    last = ", ".join(config.taps.stages[-2:])
+    (tmp_path / "t.yaml").write_text(text.replace(", ".join(config.taps.stages), last))
+    student = load_student("s.yaml", text=student_file("resnet18", str(tmp_path / "t.yaml"), 30, 8))
+    assert student.student.stages == ("layer3", "layer4")
+    assert student.student.stem == stem
+
+
 def test_student_file_of_a_published_model_offers_its_weights(
     photographs: Path, tmp_path: Path
 ) -> None:

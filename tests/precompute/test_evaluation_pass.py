@@ -97,6 +97,10 @@ def test_evaluation_cache_that_is_missing_is_added_and_the_views_stay(
     assert "lacks some of the teacher's outputs of the test images" in capsys.readouterr().out
     assert files_below(path) == inside
     assert evaluated(setup).read_view(0)["logits"].shape == (len(setup.dataset.test), 10)
+    assert (
+        TeacherCache.open(cache.path).measured["images_per_second"]
+        == (cache.measured["images_per_second"])
+    )
     after = files_below(cache.path)
     assert {name for name in before if before[name] != after[name]} <= {
         "manifest.json",  # the rate of the last pass

@@ -19,6 +19,7 @@ from teach_once.store.identity import (
     differences,
     identity_sha256,
     with_weights,
+    with_weights_of,
 )
 from teach_once.views.datasets import load_dataset
 from teach_once.views.identity import views_identity
@@ -55,9 +56,13 @@ def test_what_does_not_decide_bytes_is_not_in_the_identity() -> None:
         "teacher.arch=resnet8",
         "teacher.precision=bfloat16",
         "teacher.bn=recalibrated",
+        "teacher.options={width: 0.5}",
+        "teacher.options={width: 0.25}",
         "taps.logits=float32",
         "taps.channel_means=float32",
+        "taps.stages=[layer2, layer3]",
         "dataset.max_per_class=3",
+        "dataset.validation_fraction=0.1",
         "dataset.normalization.mean=[0.1]",
         "dataset.normalization.std=[0.1]",
     ]
@@ -90,3 +95,22 @@ def test_a_difference_prints_its_field_and_both_values() -> None:
         "teacher.arch: expected 'resnet56', found 'resnet20'",
         "teacher.weights_sha256: expected '0123456789012345...789', found '9999999999999999...999'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("known", "other", "completed"),
+    [
+        (None, "ab" * 32, "ab" * 32),
+        ("abab", "ab" * 32, "ab" * 32),
+        ("abac", "ab" * 32, "abac"),  # other weights
+        ("cd" * 32, "ab" * 32, "cd" * 32),
+        ("abab", None, "abab"),
+        ("abab", 7, "abab"),
+    ],
+)
+def test_with_weights_of_another_identity_completes_only_a_sha256_that_agrees(
+    known: str | None, other: object, completed: str
+) -> None:
+    expected = {"teacher": {"arch": "resnet8", "weights_sha256": known}}
+    found = with_weights_of(expected, {"teacher": {"arch": "x", "weights_sha256": other}})
+    assert found == {"teacher": {"arch": "resnet8", "weights_sha256": completed}}

@@ -12,7 +12,7 @@ import pytest
 from teach_once.configs.schema import Images, Normalization, Packed
 from teach_once.views.command import cli
 from teach_once.views.datasets import Dataset, DatasetError, load_dataset
-from teach_once.views.images.listing import INDEX_FOLDER
+from teach_once.views.images.listing import INDEX_FOLDER, listing_of, unlabeled_listing
 from tests.support.datasets.other_formats import picture, write_config
 
 RGB = Normalization(mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -106,6 +106,7 @@ def test_a_folder_with_fewer_than_two_images_is_refused(
         (2, None, 1, 1),  # at least one
         (300, None, 15, 50),  # 10 %, as 100 images are more
         (2000, None, 65, 140),  # about 100 images
+        (8000, None, 120, 200),  # 2 %, as 100 images are fewer
         (300, 0.5, 110, 190),
     ],
 )
@@ -151,6 +152,24 @@ def test_the_index_of_a_tree_is_used_until_a_folder_changes(photos: Path, tmp_pa
     assert again.train.labels is None
     (photos / "b" / "c" / "new.png").write_bytes(picture(77))
     assert "b/c/new.png" in names_of(opened(photos, caches))
+
+
+def test_index_of_a_folder_with_classes_is_not_that_of_the_same_folder_without(
+    tmp_path: Path,
+) -> None:
+    for name in ("cat", "dog"):
+        write_photos(tmp_path / "photos" / name, 2)
+    for folder, _, _ in os.walk(tmp_path / "photos"):
+        os.utime(folder, (1, 1))
+    for _ in range(2):  # the second time from both indexes
+        with_classes = listing_of(tmp_path / "photos", None, tmp_path / "caches")
+        without = unlabeled_listing(tmp_path / "photos", tmp_path / "caches")
+        assert with_classes.labels is not None
+        assert with_classes.labels.tolist() == [0, 0, 1, 1]
+        assert without.labels is None
+        every = np.arange(4)
+        assert list(without.relative_names(every)) == list(with_classes.relative_names(every))
+    assert len(list((tmp_path / "caches" / INDEX_FOLDER).glob("*.index"))) == 2
 
 
 def test_max_samples_keeps_a_keyed_choice_of_training_images(tmp_path: Path) -> None:

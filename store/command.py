@@ -9,7 +9,7 @@ python -m store trim CACHE [--views 4] [--drop-taps attention,hint]     make a c
 
 A CACHE or PATH is a folder, a file, a URL, or the name of a teacher with one cache in `caches`.
 
-Exit status: of check 0 sound, 1 unsound or unfinished, 2 unusable; else 0, or 2 after an error.
+Exit status: for check 0 valid, 1 invalid or incomplete, 2 unusable; otherwise 0, or 2 for errors.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from teach_once.store.read.evaluation import evaluation_names, evaluation_path, 
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import Source, open_source
 
-app = new_app("Look at caches, check them, move them, make them smaller.")
+app = new_app("Inspect, check, move and shrink caches.")
 _SHOWN_FAULTS = 20
 CACHES = Path("caches")
 
 
 def cache_named(text: str | Path) -> Path:
-    """Return the path or URL of a cache, which may be named by its teacher alone.
+    """Return the path or URL of a cache, which may be given as its teacher's name.
 
-    `digits-resnet20` is the one folder `caches/digits-resnet20-1a2b3c4d`, unless something of that
+    `digits-resnet20` is the only folder `caches/digits-resnet20-1a2b3c4d`, unless a path of that
     name exists. Raises CacheError if several caches have the teacher's name.
     """
     path = path_or_url(text)
@@ -73,7 +73,7 @@ def cache_named(text: str | Path) -> Path:
 CachePath = Annotated[
     Path,
     typer.Argument(
-        help="a teacher's name, a cache's folder, an exported .h5 file, or s3://bucket/prefix/cache",
+        help="teacher's name, cache folder, exported .h5 file, or s3://bucket/prefix/cache",
         parser=cache_named,
     ),
 ]
@@ -85,18 +85,16 @@ def list_caches(
 ) -> None:
     """List the caches in a folder, or below a URL."""
     found = list(overviews(caches))
-    new_console().print(list_text(found) if found else f"{caches} holds no cache")
+    new_console().print(list_text(found) if found else f"{caches} contains no cache")
 
 
 @app.command()
 def info(
     path: CachePath,
-    as_json: Annotated[bool, typer.Option("--json", help="as JSON, for other programs")] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="also draw a picture into this PNG file")
-    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON for other programs")] = False,
+    plot: Annotated[Path | None, typer.Option(help="PNG file for a picture of the cache")] = None,
 ) -> None:
-    """Print what a cache holds and how much of it is complete."""
+    """Print a cache's contents and completeness."""
     found = details(path)
     if plot is not None:
         from teach_once.store.inspect.picture import picture
@@ -118,7 +116,7 @@ def check(
         Path,
         typer.Option(
             metavar="PATH",
-            help="folder, or URL, whose caches are checked if no PATH is given",
+            help="folder or URL whose caches are checked if no PATH is given",
             parser=path_or_url,
         ),
     ] = Path("caches"),
@@ -129,10 +127,10 @@ def check(
     given = given or [found.path for found in overviews(caches)]
     given = [each for path in given for each in (path, *_evaluations(path))]
     if not given:
-        console.print(f"{caches} holds no cache")
+        console.print(f"{caches} contains no cache")
     statuses = [_checked(path, console) for path in given]
     if len(given) > 1:
-        console.print(f"{statuses.count(0)} of {len(given)} caches are sound")
+        console.print(f"{statuses.count(0)} of {len(given)} caches are valid")
     if any(statuses):
         raise typer.Exit(2 if set(statuses) == {2} else 1)
 
@@ -142,13 +140,13 @@ def _evaluations(path: Path) -> list[Path]:
     try:
         return [evaluation_path(path, name) for name in evaluation_names(path)]
     except (CacheError, OSError):
-        return []  # checking the cache itself says why
+        return []  # checking the cache itself reports the error
 
 
 def _checked(path: Path, console: Console) -> int:
-    """Check one cache and print what was found; 0 sound, 1 unsound, 2 unusable."""
+    """Check one cache and print its faults; return 0 if valid, 1 if invalid, 2 if unusable."""
     try:
-        return _is_unsound(path, console)
+        return _is_invalid(path, console)
     except CacheError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
     except OSError as error:
@@ -156,7 +154,7 @@ def _checked(path: Path, console: Console) -> int:
     return 2
 
 
-def _is_unsound(path: Path, console: Console) -> bool:
+def _is_invalid(path: Path, console: Console) -> bool:
     source = open_source(path)
     faults = describe_missing(source, _SHOWN_FAULTS)
     num_missing = source.coverage.num_missing()
@@ -171,7 +169,7 @@ def _is_unsound(path: Path, console: Console) -> bool:
 
         faults += source.faults(every_byte=True, on_chunk=on_chunk)
     faults += parent_faults(path, source.manifest.identity)
-    for line in source.unreadable_lines:  # harmless once their blocks are committed again
+    for line in source.unreadable_lines:  # harmless after their blocks are committed again
         console.print(f"unreadable line of the journal: {line}")
     for fault in faults[:_SHOWN_FAULTS]:
         console.print(str(fault))
@@ -179,19 +177,19 @@ def _is_unsound(path: Path, console: Console) -> bool:
     rate = num_bytes / max(time.perf_counter() - started, 1e-9)
     if faults:
         count = f"{num_faults:,} {'fault' if num_faults == 1 else 'faults'}"
-        console.print(f"{path} is unsound: {count}\n{_how_to_mend(source)}")
+        console.print(f"{path} is invalid: {count}\n{_repair_text(source)}")
         return True
-    console.print(f"{path} is sound: {num_bytes:,} bytes, {rate / 1e9:,.2f} GB/s")
+    console.print(f"{path} is valid: {num_bytes:,} bytes, {rate / 1e9:,.2f} GB/s")
     return False
 
 
-def _how_to_mend(source: Source) -> str:
+def _repair_text(source: Source) -> str:
     fix = source.fix
     if isinstance(fix, str):
         return f"  fix: {fix}"
     also = f"  {fix.also}\n" if isinstance(fix, RemoteFix) else ""
     return (
-        f"  if it was made with ARGS, or from a YAML file of another name, repeat those\n"
+        f"  if it was made with ARGS, or from a YAML file of another name, repeat them\n"
         f"{also}  fix: {fix}"
     )
 
@@ -199,7 +197,7 @@ def _how_to_mend(source: Source) -> str:
 @app.command()
 def export(
     cache: CachePath,
-    file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="the file to write")],
+    file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="output file")],
 ) -> None:
     """Write a cache as one HDF5 file."""
     export_cache(cache, file)
@@ -208,10 +206,8 @@ def export(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="a file from export")],
-    caches: Annotated[Path, typer.Argument(help="folder that will hold the cache")] = Path(
-        "caches"
-    ),
+    file: Annotated[Path, typer.Argument(metavar="FILE.h5", help="exported file")],
+    caches: Annotated[Path, typer.Argument(help="parent folder of the new cache")] = Path("caches"),
 ) -> None:
     """Make a cache folder from an exported file."""
     new_console().print(f"{import_cache(file, caches)} is complete")
@@ -225,21 +221,19 @@ def copy(
         Path,
         typer.Argument(
             metavar="DEST",
-            help="folder, or s3://bucket/prefix, that will hold the cache",
+            help="parent folder of the copy, or s3://bucket/prefix",
             parser=path_or_url,
         ),
     ],
 ) -> None:
-    """Copy a cache, verified; what is already there is not copied again."""
+    """Copy a cache, verify each chunk, and skip existing chunks."""
     from teach_once.runtime.command.progress import Progress as Counted
     from teach_once.store.move.copy import copy_cache, num_chunks
 
     console, opened = new_console(), TeacherCache.open(cache)
     with Counted(num_chunks(opened.manifest), "chunks", console) as progress:
         made, counts = copy_cache(opened, dest, progress.advance)
-    console.print(
-        f"{made} is complete: {counts.copied:,} chunks copied, {counts.kept:,} were there"
-    )
+    console.print(f"{made} is complete: {counts.copied:,} chunks copied, {counts.kept:,} existed")
 
 
 @app.command()
@@ -261,7 +255,7 @@ def convert(
             cache, dest, logits=logits, channel_means=channel_means, on_block=progress.advance
         )
     console.print(
-        f"{dest} is complete: {made.manifest.record_bytes:,} bytes a record instead of "
+        f"{dest} is complete: {made.manifest.record_bytes:,} bytes per record instead of "
         f"{m.record_bytes:,}"
     )
     console.print(certificate_text(made.measured))
@@ -270,7 +264,7 @@ def convert(
 @app.command()
 def trim(
     cache: Annotated[
-        Path, typer.Argument(help="a teacher's name, or a cache's folder", parser=cache_named)
+        Path, typer.Argument(help="teacher's name or cache folder", parser=cache_named)
     ],
     views: Annotated[int | None, typer.Option(min=1, help="views to keep; default: all")] = None,
     drop_taps: Annotated[
@@ -278,7 +272,7 @@ def trim(
         typer.Option(help="taps to delete, separated by commas: attention, attention1, hint, ..."),
     ] = "",
 ) -> None:
-    """Delete views and opt-in taps, also those that were planned and never finished."""
+    """Delete views and opt-in taps, including planned ones that were never finished."""
     freed = trim_cache(cache, num_views=views, drop_taps=[t for t in drop_taps.split(",") if t])
     manifest = open_source(cache).manifest
     new_console().print(

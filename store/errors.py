@@ -1,4 +1,5 @@
-"""The errors of a cache. Each message names the problem, the place, and the command that fixes it.
+"""The errors of a cache. Each message contains the problem, the place, and the command that fixes
+it.
 
 The store identifies a teacher by the name of its file. A program that has the user's own words (a
 path, overrides, another folder of caches) wraps its calls in `fixes_spelled_by`, so that the
@@ -53,8 +54,7 @@ class PassCommand:
 
 
 def make_command(teacher: str, overrides: Sequence[str] = (), **settings: str) -> str:
-    """Return `make cache-teacher` for the teacher's file of that name. settings: such as
-    FULL_CHECK="1".
+    """Return `make cache-teacher` for a teacher's file. settings: such as FULL_CHECK="1".
 
     Outside the repository, which has the Makefile, the program itself is returned. A name that a
     shell or make would interpret is never printed, because it may be forged.
@@ -111,7 +111,7 @@ def fixes_spelled_by(spell: Spell) -> Iterator[None]:
     except CacheError as error:
         if error.teacher_pass is not None:
             error.fix = error.teacher_pass.text(spell)
-            error.teacher_pass = None  # the nearest to the user's words decides
+            error.teacher_pass = None  # the innermost caller with the user's words decides
         raise
 
 
@@ -154,7 +154,7 @@ class CacheFull(CacheError, OSError):
 
 
 class CacheNotWritable(CacheError, PermissionError):
-    """The folder may not be written to."""
+    """The system or the store does not permit writing."""
 
 
 class BadTeacherOutput(CacheError, ArithmeticError):
@@ -262,9 +262,7 @@ def refusals_of(path: Path) -> Iterator[None]:
 
 
 def require_room(folder: Path, needed_bytes: int, *, where: Path, fix: str) -> None:
-    """Raise CacheFull unless the disk of `folder` has room. where: the place that the message
-    names.
-    """
+    """Raise CacheFull unless the disk of `folder` has space. where: the path in the message."""
     if needed_bytes > (free := shutil.disk_usage(folder).free):
         raise CacheFull(
             f"the disk of {where} is too full: {format_size(needed_bytes)} are needed, "
@@ -275,7 +273,7 @@ def require_room(folder: Path, needed_bytes: int, *, where: Path, fix: str) -> N
 
 @contextmanager
 def full_disk_as_error(where: Path, fix: str | PassCommand, purpose: str = "") -> Iterator[None]:
-    """Raise CacheFull if the disk refuses a write for lack of room. purpose: ends the message."""
+    """Raise CacheFull if a write fails for lack of space. purpose: ends the message."""
     try:
         yield
     except OSError as error:
@@ -286,9 +284,7 @@ def full_disk_as_error(where: Path, fix: str | PassCommand, purpose: str = "") -
 
 @contextmanager
 def refusing_full(cache: Path, teacher: str, needed_bytes: Callable[[], int]) -> Iterator[None]:
-    """Raise the errors of `refusals_of`, and CacheFull if the disk lacks room for the remaining
-    bytes.
-    """
+    """Raise as `refusals_of`, and CacheFull if the disk lacks space for the remaining bytes."""
     try:
         with refusals_of(cache):
             yield

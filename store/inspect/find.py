@@ -1,4 +1,4 @@
-"""Finds the cache of an identity among those of a folder or a URL, whatever it is called."""
+"""Find the cache of an identity in a folder or below a URL, whatever its folder's name."""
 
 from __future__ import annotations
 
@@ -37,9 +37,11 @@ def find_cache(
 ) -> TeacherCache:
     """Open the cache of exactly this identity. num_views and taps as in `TeacherCache.open`.
 
-    Where the weights file is missing, so that the identity does not know its weights, the one cache
-    that agrees in all that is known; CacheAmbiguous if there are several. Raises CacheMissing where
-    `teacher` has no cache at all, else CacheMismatch with the differences from the nearest one.
+    If the weights file is missing, the identity is incomplete, and the only cache that agrees with
+    its known part is opened.
+
+    Raises CacheAmbiguous if several caches agree, CacheMissing if `teacher` has no cache, otherwise
+    CacheMismatch with the differences from the most similar cache.
     """
     exact = cache_folder(caches_dir, teacher, identity)
     if has_manifest(exact):
@@ -66,19 +68,19 @@ def _not_found(
 ) -> CacheError:
     fix = PassCommand(teacher)
     if not others:
-        return CacheMissing(f"{caches_dir} holds no cache of the teacher {teacher!r}", fix=fix)
+        return CacheMissing(f"{caches_dir} contains no cache of the teacher {teacher!r}", fix=fix)
     path, differing = min(others, key=lambda each: len(each[1]))
     return CacheMismatch(
-        f"{caches_dir} holds no cache of this configuration; {path.name} differs in",
+        f"{caches_dir} contains no cache of this configuration; {path.name} differs in",
         differences=differing,
         fix=fix,
     )
 
 
 def cache_folder(caches_dir: Path, teacher: str, identity: Identity) -> Path:
-    """The folder of the cache of this identity, existing or to be created.
+    """Return the folder of the cache of this identity, existing or to be created.
 
-    A folder of the usual name comes first, even if its manifest cannot be read.
+    A folder with the default name is preferred, even if its manifest cannot be read.
     """
     usual = cache_path(caches_dir, teacher, identity)
     theirs = _identity_at(usual)
@@ -88,12 +90,14 @@ def cache_folder(caches_dir: Path, teacher: str, identity: Identity) -> Path:
 
 
 def has_manifest(path: Path) -> bool:
-    """Return True if a cache is, or was, at `path`; its manifest may be damaged."""
+    """Return True if there is or was a cache at `path`; its manifest may be damaged."""
     return place_at(path).has(MANIFEST)
 
 
 def other_dataset_state(caches_dir: Path, identity: Identity) -> TeacherCache | None:
-    """The newest complete cache that differs from `identity` in the samples alone, if any."""
+    """Return the newest complete cache that differs from `identity` only in the samples; None if
+    none.
+    """
     paths = [p for p, other in _identities(caches_dir) if differs_in_samples_alone(identity, other)]
     for path in sorted(paths, key=_seconds, reverse=True):
         try:
@@ -104,12 +108,12 @@ def other_dataset_state(caches_dir: Path, identity: Identity) -> TeacherCache | 
 
 
 def _seconds(path: Path) -> float:
-    """Return when a cache's folder was last changed; 0 for every cache of a bucket."""
+    """Return the time when a cache's folder was last changed; 0 for every cache in a bucket."""
     return path.stat().st_mtime if place_at(path).is_local else 0.0
 
 
 def differs_in_samples_alone(identity: Identity, other: Identity) -> bool:
-    """Return True if nothing but the dataset's digest differs. Unknown weights may be any."""
+    """Return True if only the dataset's digest differs. Unknown weights count as equal."""
     differing = _differences_but_unknown_weights(identity, other)
     return [each.field for each in differing] == ["dataset.digest"]
 
@@ -119,7 +123,7 @@ def _differences_but_unknown_weights(identity: Identity, other: Identity) -> lis
 
 
 def _identities(caches_dir: Path) -> Iterator[tuple[Path, Identity]]:
-    """Every cache in a folder, or below a URL, with a manifest that can be read, by name."""
+    """Yield (path, identity) of every cache with a readable manifest below a folder or URL."""
     place = place_at(caches_dir)
     paths = [caches_dir / name for name in sorted(place.list_folders())]
     for path, identity in zip(paths, place.at_once(_identity_at, paths, len(paths)), strict=True):
@@ -128,7 +132,10 @@ def _identities(caches_dir: Path) -> Iterator[tuple[Path, Identity]]:
 
 
 def _identity_at(path: Path) -> Identity | None:
-    """Raises ObjectsUnreachable, NoBucket."""
+    """Return the identity of a cache; None if its manifest cannot be read.
+
+    Raises ObjectsUnreachable, NoBucket, CacheNotWritable.
+    """
     try:
         return manifest_at(place_at(path)).identity
     except (ObjectsUnreachable, NoBucket, CacheNotWritable):

@@ -24,7 +24,7 @@ from teach_once.store.read.source import Source, open_source
 
 @dataclass(frozen=True)
 class Overview:
-    """One cache of a list. problem: why it cannot be opened; "" if it can."""
+    """One cache of a list. problem: the error when opening it; "" if there is none."""
 
     path: Path
     source: Source | None
@@ -32,14 +32,14 @@ class Overview:
 
     @property
     def done(self) -> float:
-        """The fraction of the planned chunks that is committed."""
+        """Committed fraction of the planned chunks."""
         return 0.0 if self.source is None else self.source.coverage.fraction
 
 
 def overviews(folder: Path) -> Iterator[Overview]:
     """List every cache directly below `folder`, by name: folders with a manifest, exported files.
 
-    Below a URL, every prefix with a manifest.
+    For a URL, it lists every prefix with a manifest.
     """
     place = place_at(folder)
     is_folder = place.is_local and folder.is_dir()
@@ -56,7 +56,7 @@ def overviews(folder: Path) -> Iterator[Overview]:
 def details(path: Path) -> dict[str, Any]:
     """Return the manifest's content and the completeness as plain JSON values.
 
-    Raises CacheError.
+    Raises CacheError if the cache cannot be opened.
     """
     source = open_source(path)
     m = source.manifest
@@ -95,7 +95,7 @@ def details(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MissingRecords:
-    """The number of incomplete records, and the number of views and the taps that will be added.
+    """The number of incomplete records, and the views and taps that will be added.
 
     new_taps: planned taps that views lack; empty if all taps lack the same blocks.
     """
@@ -112,10 +112,10 @@ class MissingRecords:
 
 
 def missing_records(source: Source, num_views: int, taps: Collection[str]) -> MissingRecords:
-    """Return what a pass for the first `num_views` views of these taps must compute."""
+    """Count the records that a pass for the first `num_views` views of these taps must compute."""
     m, coverage = source.manifest, source.coverage
     old_views, asked = min(num_views, m.num_views), {*taps, SAMPLE_DIGEST}
-    absent = asked - m.stored.keys()  # of taps that are not planned, all is missing
+    absent = asked - m.stored.keys()  # unplanned taps lack every block
     lacks = coverage.lacking_any(asked, old_views) | bool(absent)
     rows = np.full(m.blocks_per_view, m.block_rows)
     rows[-1] = m.block(0, m.blocks_per_view - 1).rows
@@ -135,7 +135,7 @@ def describe_missing(source: Source, num: int) -> list[Fault]:
 
 
 def agreement(cache: TeacherCache, num_views: int) -> float:
-    """Return the fraction of the first `num_views` cached views on which the teacher is right."""
+    """Return the teacher's accuracy on the first `num_views` cached views, from 0 to 1."""
 
     def num_right(view: int) -> int:
         return int(cache.read_view(view, ["correct"])["correct"].sum())
@@ -146,13 +146,13 @@ def agreement(cache: TeacherCache, num_views: int) -> float:
 
 
 _HEADER = ["cache", "teacher", "dataset", "views", "samples", "size", "differs in", "state"]
-_MOST_SETTINGS = 8  # of a line
+_MOST_SETTINGS = 8  # per line
 
 
 def list_text(caches: Iterable[Overview]) -> str:
-    """Format a table with a line per cache, ending with the settings that distinguish it."""
+    """Format a table with a line per cache and the settings that distinguish similar caches."""
     caches = list(caches)
-    alike: dict[tuple[str, str], dict[Path, Mapping[str, Any]]] = {}  # in these two columns
+    alike: dict[tuple[str, str], dict[Path, Mapping[str, Any]]] = {}  # (arch, dataset) -> caches
     for cache in caches:
         if cache.source is not None:
             identity = cache.source.manifest.identity
@@ -182,7 +182,7 @@ def _row(cache: Overview, settings: Sequence[str]) -> list[str]:
 
 
 def _not_in_columns(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an identity without the fields that have columns of their own."""
+    """Return an identity without the fields that have their own columns."""
     shown = {"teacher": "arch", "dataset": "type"}
     return {
         key: {name: each for name, each in value.items() if name != shown.get(key)}

@@ -16,13 +16,13 @@ from teach_once.store.identity import field_of
 from teach_once.store.read.reader import TeacherCache
 
 _SHOWN_CLASSES = 20
-_LONGEST_NAME = 40  # characters
+_LONGEST_NAME = 40  # in characters
 _MOST_VIEWS = 12
 _BLUE, _GREEN = "#1b4f8f", "#2a7f3f"
 
 
 def picture(cache: TeacherCache) -> bytes:
-    """Draw the picture; returns PNG bytes. Reads view 0, and of the other views sample 0."""
+    """Draw the picture as PNG bytes. Reads view 0, and sample 0 of the other views."""
     records = cache.read_view(0)
     figure = Figure(figsize=(11, 8.5), dpi=110, layout="constrained")
     figure.suptitle(_title(cache), fontsize=11)
@@ -79,7 +79,7 @@ def _draw_confidence(axes: Axes, records: dict[str, NDArray[Any]]) -> None:
 
 def _draw_agreement(axes: Axes, cache: TeacherCache, records: dict[str, NDArray[Any]]) -> None:
     names, labels_of_samples = cache.class_names, cache.labels
-    assert names is not None  # as there is `correct`
+    assert names is not None  # caches with `correct` have classes
     assert labels_of_samples is not None
     counts = np.bincount(labels_of_samples, minlength=len(names))
     hits = np.bincount(labels_of_samples, weights=records["correct"], minlength=len(names))

@@ -1,7 +1,7 @@
-"""Make a smaller cache from a full one, without the teacher: fewer logits, coarser means.
+"""Make a smaller cache from a full one without the teacher: fewer logits, coarser means.
 
-The new cache's identity contains its origin, because its records are not to the byte those that a
-pass would write: values went through the old cache's rounding first.
+The new cache's identity contains its origin, because its records may differ from those of a pass:
+the values were first rounded to the old cache's dtypes.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def convert_cache(
     channel_means: str | None = None,
     on_block: Callable[[int], None] = lambda rows: None,
 ) -> TeacherCache:
-    """Write the complete cache at `path` to the folder `dest`, with other types; returns it opened.
+    """Convert the complete cache at `path` into the folder `dest` and return it opened.
 
-    logits: "float16", "uint8" or "top:32"; means: "float16" or "uint8"; None: unchanged. Resumes an
-    interrupted conversion. on_block: called with the rows of each written block. Raises CacheError.
+    logits: "float16", "uint8" or "top:32"; means: "float16" or "uint8"; None: unchanged. on_block:
+    called with the number of rows of each written block. Resumes an interrupted conversion. Raises
+    CacheError.
     """
     old = TeacherCache.open(path)
     old.spell = partial(_pass_of, old)
@@ -59,13 +60,13 @@ def convert_cache(
 
 
 def _pass_of(old: TeacherCache, overrides: Sequence[str]) -> str:
-    """Return the command that repairs the cache that is converted."""
+    """Return the command that repairs the original cache."""
     fix = old.source.fix
     return fix if isinstance(fix, str) else str(dataclasses.replace(fix, full_check=False))
 
 
 def _run_again(overrides: list[str]) -> str:
-    """Return the command that resumes a conversion: no pass of the teacher writes this cache."""
+    """Return the command that resumes a conversion, which no pass of the teacher can do."""
     return "run the same command again"
 
 

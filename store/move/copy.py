@@ -56,7 +56,7 @@ from teach_once.store.move.hdf5 import folder_bytes
 from teach_once.store.place.bucket import Bucket, NoBucket, in_parallel
 from teach_once.store.place.bucket_log import (
     MOST_LINES,
-    is_sound,
+    is_valid,
     line_numbers,
     most_objects,
     no_number_left,
@@ -75,7 +75,7 @@ from teach_once.store.read.evaluation import (
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.zarr_source import ZarrSource, folder_source, remote_manifest
 
-_LARGER = 4  # times as large as ours may be a chunk that is looked at before it is replaced
+_LARGER = 4  # an existing chunk is only read if it is at most this many times larger
 
 
 @dataclass
@@ -112,7 +112,7 @@ class _CopyOut:
     def put(self, key: str, data: bytes) -> bool:
         """Put a chunk; False if it existed.
 
-        A damaged one is replaced. Raises CacheMismatch if another valid one exists.
+        A damaged chunk is replaced. Raises CacheMismatch if another valid one exists.
         """
         there = self.listed.get(key)
         if there is not None and there.tag.strip('"') == _md5(data):
@@ -122,22 +122,22 @@ class _CopyOut:
         found = self.objects.get_tagged(key, _LARGER * len(data)).content
         if found == data:
             return False
-        if found is not None and is_sound(found):
+        if found is not None and is_valid(found):
             raise CacheMismatch(
-                f"{self.objects.url / key} holds the records of another pass of the same teacher",
-                fix=f"remove what is below {self.objects.url}, or copy to another prefix",
+                f"{self.objects.url / key} contains records of another pass of the same teacher",
+                fix=f"remove the objects below {self.objects.url}, or copy to another prefix",
             )
         self.objects.replace(key, data)  # damaged
         return True
 
     def put_text(self, key: str, data: bytes) -> None:
-        """Put a document, over an older one if there is one."""
+        """Put a document, replacing an older one."""
         there = self.listed.get(key)
         if there is None and self.objects.create(key, data):
             return
         if self._has(key, data):
             return
-        if there is None:  # put by another process since this one began
+        if there is None:  # another process put it after this one started
             raise CacheBusy(
                 f"{self.objects.url / key} was put by another process",
                 fix="run the same command again",
@@ -145,9 +145,9 @@ class _CopyOut:
         self.objects.replace(key, data, there.tag)
 
     def put_journal(self, data: bytes) -> None:
-        """Put the journal under the first number above those of all files and lines there.
+        """Put the journal under the first number above all existing files and lines.
 
-        If two of them name a chunk, the higher number counts: below an existing line, the journal
+        If two of them contain a chunk, the higher number counts. With a lower number, the journal
         would not describe the copied chunks.
         """
         keys = [each.key for each in self.objects.list_files(JOURNAL, self.max_keys)]
@@ -157,7 +157,7 @@ class _CopyOut:
         if names and newest >= lines and self._has(f"{JOURNAL}/{names[-1]}", data):
             return
         number = max(newest, lines) + 1
-        if number > MOST_LINES:  # that of another cache does not count
+        if number > MOST_LINES:  # another cache's number does not count
             there = read_remote_journal(self.objects, self.opened.manifest, every_line=True)
             number = max(there.newest, *there.numbers.values(), 0) + 1
         if number > MOST_LINES:
@@ -171,10 +171,10 @@ class _CopyOut:
 def copy_to_objects(
     opened: TeacherCache, url: ObjectUrl, on_chunk: Callable[[int], None] = lambda count: None
 ) -> Copied:
-    """Copy a complete cache to `url`, its own prefix; it may grow an existing one.
+    """Copy a complete cache to `url`, its own prefix; it may grow an existing cache.
 
     on_chunk: called with the number of finished chunks. Raises CacheMismatch if another cache
-    exists, CacheError if the store ignores conditions, ObjectsUnreachable.
+    exists, CacheError if the store ignores conditions, ObjectsUnreachable if it does not answer.
     """
     objects = Bucket(url)
     Bucket(url.parent).refuse_unconditional()
@@ -229,14 +229,14 @@ def _smaller_copy(objects: Bucket, manifest: Manifest) -> Manifest | None:
 
 
 def refuse_larger(there: Manifest, manifest: Manifest, where: str) -> None:
-    """Raise CacheMismatch unless a copy of `manifest` over `there` loses nothing."""
+    """Raise CacheMismatch if copying `manifest` over `there` would lose something."""
     is_same = identity_sha256(there.identity) == identity_sha256(manifest.identity)
     if not is_same or there.block_rows != manifest.block_rows:
-        raise CacheMismatch(f"{where} holds another cache", fix="copy to another prefix")
+        raise CacheMismatch(f"{where} contains another cache", fix="copy to another prefix")
     is_part = there.num_views <= manifest.num_views and there.taps.items() <= manifest.taps.items()
     if not is_part:
         raise CacheMismatch(
-            f"{where} holds more of this cache: {there.num_views} views of "
+            f"{where} contains more of this cache: {there.num_views} views of "
             f"{', '.join(there.taps)}, instead of {manifest.num_views} of "
             f"{', '.join(manifest.taps)}",
             fix="copy it in the other direction, or to another place",
@@ -253,7 +253,7 @@ _MAKE_ROOM = "make room, then run the same command again"
 def copy_to_folder(
     opened: TeacherCache, target: Path, on_chunk: Callable[[int], None] = lambda count: None
 ) -> Copied:
-    """Copy a complete cache into the folder `target`, its own.
+    """Copy a complete cache into `target`, its own folder.
 
     on_chunk: called with the number of finished chunks. Raises CacheMismatch if another cache
     exists, CacheBusy, CacheFull, CacheNotWritable.
@@ -261,7 +261,7 @@ def copy_to_folder(
     with full_disk_as_error(target, _MAKE_ROOM), refusals_of(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         _refuse_other(opened, target)
-        make_folder_inside(target.parent, target.name)  # and not through a link
+        make_folder_inside(target.parent, target.name)  # refuses links
         with releasing(WriterLock(target, Job(), CacheBusy)):
             return _copied(opened, target, on_chunk)
 
@@ -272,7 +272,7 @@ def _refuse_other(opened: TeacherCache, target: Path) -> None:
         refuse_larger(there, manifest, str(target))
         if (there.num_views, there.taps) != (manifest.num_views, manifest.taps):
             raise CacheMismatch(
-                f"{target} holds less of this cache, and a folder does not grow by copying",
+                f"{target} contains less of this cache, and a folder does not grow by copying",
                 fix="remove it first, or copy to another folder",
             )
     elif not target.exists():
@@ -282,7 +282,7 @@ def _refuse_other(opened: TeacherCache, target: Path) -> None:
 
 @dataclass(frozen=True)
 class _CopyIn:
-    """A running copy to a folder. there: the target's chunks. shared: checksums of all views'
+    """A running copy to a folder. there: the target's chunks. shared: checksums of view-independent
     arrays.
     """
 
@@ -292,10 +292,10 @@ class _CopyIn:
     shared: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def block(self, block: Block) -> tuple[Block, dict[str, int], int]:
-        """Copy the chunks of a block that the target lacks: the checksums of all, and the number
+        """Copy the missing chunks of a block; return the block, all its checksums, and the number
         copied.
 
-        Without checksums there was nothing to copy.
+        The checksums are empty if no chunk was copied.
         """
         manifest, checksums, num_copied = self.opened.manifest, {}, 0
         for array, spec in manifest.arrays.items():
@@ -317,9 +317,7 @@ class _CopyIn:
         return block, checksums if num_copied else {}, num_copied
 
     def _is_there(self, array: str, block: Block) -> bool:
-        """Return True if the target has committed the chunk, and it is valid and equal to the
-        source's.
-        """
+        """Return True if the target has committed a valid chunk that is equal to the source's."""
         position = (block.view, block.index)
         if not self.there.journal.there[array][position]:
             return False
@@ -328,7 +326,7 @@ class _CopyIn:
         source, ours = self.opened.source, self.there.journal.crc32c[array][position]
         if isinstance(source, ZarrSource) and source.journal.crc32c[array][position] != ours:
             raise CacheMismatch(
-                f"{self.there.path} holds the records of another pass of the same teacher",
+                f"{self.there.path} contains records of another pass of the same teacher",
                 fix="remove it first, or copy to another folder",
             )
         return True
@@ -341,7 +339,9 @@ def _copied(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None])
     manifest = metadata_checksums(opened.manifest, metadata)
     there = _manifest_there(target)
     if there is not None and there.zarr_crc32c != manifest.zarr_crc32c:
-        replace_metadata(target, manifest)  # spelled by another zarr; both are valid to readers
+        replace_metadata(
+            target, manifest
+        )  # written by another version of zarr; readers accept both
     for name, text in metadata.items():
         write_unless_there(target, f"{ZARR_GROUP}/{name}", text)
     for name, values in opened.whole.items():
@@ -378,9 +378,8 @@ def copy_cache(
 ) -> tuple[Path, Copied]:
     """Copy a complete cache below `dest`, a folder or a URL; returns its path and the counts.
 
-    Evaluation caches inside it are copied first, so that its index can name them.
-
-    on_chunk: called with the number of finished chunks. Raises CacheError.
+    The evaluation caches inside it are copied first, so that its index can list them. on_chunk:
+    called with the number of finished chunks. Raises CacheError.
     """
     target = cache_path(dest, opened.manifest.teacher, opened.manifest.identity)
     for name in evaluation_names(opened.path):
@@ -403,5 +402,5 @@ def _copy_to(opened: TeacherCache, target: Path, on_chunk: Callable[[int], None]
 
 
 def num_chunks(manifest: Manifest) -> int:
-    """Return the number of chunks of such a cache, in all views."""
+    """Return the number of chunks of such a cache in all views."""
     return len(manifest.arrays) * manifest.num_views * manifest.blocks_per_view

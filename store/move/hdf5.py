@@ -1,4 +1,4 @@
-"""Converts a cache between its two forms: a folder of zarr chunks, and one HDF5 file."""
+"""Convert a cache between its two forms: a folder of zarr chunks, and one HDF5 file."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ from teach_once.store.read.hdf5 import (
 )
 from teach_once.store.read.reader import TeacherCache
 
-_SPARE_FILE_BYTES = 2**20  # for what HDF5 itself writes
+_SPARE_FILE_BYTES = 2**20  # for HDF5's own data
 _MAKE_ROOM_FOR_FILE = "make room, or export to another disk"
 
 
@@ -71,10 +71,10 @@ def write_hdf5(
     whole: dict[str, NDArray[Any]],
     read_block: Callable[[str, Block, NDArray[Any]], None],
 ) -> None:
-    """Write the file so that it appears under its name when it is complete.
+    """Write the file so that it only appears under its name when it is complete.
 
     whole: the arrays that are stored in one piece. read_block: fills an array's rows of a block.
-    Raises CacheFull, CacheNotWritable, and CacheError where the file cannot be written.
+    Raises CacheFull, CacheNotWritable, or CacheError if the file cannot be written.
     """
     with _refusals(file_path), written_aside(file_path) as aside:
         _reserve(aside, _most_bytes(manifest))
@@ -88,7 +88,7 @@ def write_hdf5(
 
 
 def _reserve(path: Path, num_bytes: int) -> None:
-    """Make an empty HDF5 file that has that much room on the disk; closing it gives back the rest.
+    """Create an empty HDF5 file with `num_bytes` reserved on the disk; closing it frees the rest.
 
     Raises CacheFull, OSError.
     """
@@ -103,7 +103,7 @@ def _reserve(path: Path, num_bytes: int) -> None:
 
 
 def _most_bytes(manifest: Manifest) -> int:
-    """More than the file will have."""
+    """Return an upper bound for the file's size."""
     checksums = 4 * manifest.num_views * manifest.blocks_per_view
     sizes = [manifest.whole[name] for name in manifest.whole]
     sizes += [(shape_in_file(manifest, name), a.dtype) for name, a in manifest.arrays.items()]
@@ -114,13 +114,13 @@ def _most_bytes(manifest: Manifest) -> int:
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
-    """What the system or libhdf5 refuses, as one error."""
+    """Convert errors of the system and of libhdf5 to CacheErrors."""
     try:
         yield
     except (CacheError, BadFile):
         raise
     except HDF5_ERRORS as error:
-        named = re.search(r"errno = (\d+)", str(error))  # libhdf5 keeps it in its text
+        named = re.search(r"errno = (\d+)", str(error))  # libhdf5 only has it in the message
         number = getattr(error, "errno", None) or (int(named[1]) if named else None)
         if number in NO_ROOM:
             raise CacheFull(f"the disk of {path} is too full", fix=_MAKE_ROOM_FOR_FILE) from None
@@ -149,12 +149,12 @@ def _write_array(
     data.attrs[BLOCK_CRC] = checksums
 
 
-_MOST_GROWTH = 4  # times the file's own bytes; blocks are padded in a folder
+_MOST_GROWTH = 4  # times the file's size; blocks are padded in a folder
 _SPARE_BYTES = 256 * 2**20
 
 
 def export_cache(cache: Path, file: Path) -> None:
-    """Write the complete cache in folder `cache` to one HDF5 file, every checksum verified.
+    """Write the complete cache in folder `cache` to one HDF5 file and verify every checksum.
 
     An existing file is replaced when the new one is complete. Raises CacheError.
     """
@@ -166,10 +166,10 @@ def export_cache(cache: Path, file: Path) -> None:
 
 
 def import_cache(file: Path, caches_dir: Path) -> Path:
-    """Make a cache folder below `caches_dir` from an exported file; returns its path.
+    """Make a cache folder below `caches_dir` from an exported file and return its path.
 
-    Equal to the folder that was exported bit for bit, except for the journal, which is new.
-    Raises CacheError, also where a cache of that name exists.
+    The folder is equal to the exported one bit for bit, except for the journal, which is new.
+    Raises CacheError, also if a cache of that name exists.
     """
     if file.is_dir():
         raise CacheMismatch(f"{file} is a folder: only an exported HDF5 file can be imported")
@@ -181,7 +181,7 @@ def import_cache(file: Path, caches_dir: Path) -> Path:
     with full_disk_as_error(target, _MAKE_ROOM), refusals_of(target):
         caches_dir.mkdir(parents=True, exist_ok=True)
         _refuse_growth(file, opened.manifest, caches_dir)
-        make_folder_inside(caches_dir, target.name)  # and not through a link
+        make_folder_inside(caches_dir, target.name)  # refuses links
         with releasing(WriterLock(target, Job(), CacheBusy)):
             _write_folder(target, opened)
     return target
@@ -191,19 +191,19 @@ _MAKE_ROOM = "make room, then run the same command again"
 
 
 def _refuse_growth(file: Path, manifest: Manifest, caches_dir: Path) -> None:
-    """Raise CacheFull, or CacheDamaged where the file holds far less than it would become."""
+    """Raise CacheFull, or CacheDamaged if the file is far smaller than its folder would be."""
     needed, held = folder_bytes(manifest), file.stat().st_size
     if needed > _MOST_GROWTH * held + _SPARE_BYTES:
         raise CacheDamaged(
             f"{one_line(file)} has {format_size(held)} and would become {format_size(needed)}, "
-            f"almost all of it padding: its blocks are far larger than its views",
-            fix="ask whoever made it for an export of smaller blocks",
+            f"mostly padding: its blocks are far larger than its views",
+            fix="ask its author for an export with smaller blocks",
         )
     require_room(caches_dir, needed, where=caches_dir, fix=_MAKE_ROOM)
 
 
 def folder_bytes(manifest: Manifest) -> int:
-    """Bytes of a complete cache's chunks."""
+    """Return the bytes of a complete cache's chunks."""
     m, whole = manifest, 0
     for shape, dtype in m.whole.values():
         whole += math.prod(shape) * np.dtype(dtype).itemsize
@@ -224,7 +224,7 @@ def _write_folder(target: Path, opened: TeacherCache) -> None:
     for block in manifest.blocks():
         log.commit(block, _chunks_of(opened, block))
     log.close()
-    # After all that it describes, so that an interrupted import never passes for a cache.
+    # The manifest is last, so that an interrupted import is never mistaken for a cache.
     manifest = metadata_checksums(manifest, metadata)
     write_manifest(target, manifest)
     write_index(Folder(target), manifest)

@@ -1,8 +1,8 @@
-"""Make a cache smaller: delete views from some number on, and opt-in taps.
+"""Make a cache smaller: delete the views from some number on, and opt-in taps.
 
-The order is: the manifest, which then plans only the rest; the journal; the chunks. So no journal
-line ever names a deleted chunk, and the cache is valid wherever this is interrupted; the same
-command then removes the rest. Readers that had the cache open find the deleted chunks missing.
+The order is: the manifest, which then only plans the rest; the journal; the chunks. So no journal
+line ever contains a deleted chunk, and the cache is valid after any interruption. The same command
+then deletes the rest. For readers that have the cache open, deleted chunks are missing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from teach_once.store.read.reader import TeacherCache
 
 @contextmanager
 def changing(path: Path) -> Iterator[Manifest]:
-    """Yield the manifest of the cache at `path`, which no other process writes meanwhile.
+    """Yield the manifest of the cache at `path` with its lock held.
 
     Raises CacheBusy if a process is writing it, CacheMissing, CacheDamaged, CacheNotWritable.
     """
@@ -45,7 +45,7 @@ def changing(path: Path) -> Iterator[Manifest]:
 
 
 def trim_cache(path: Path, *, num_views: int | None = None, drop_taps: Collection[str] = ()) -> int:
-    """Keep the first `num_views` views (default: all) and drop these taps; returns bytes freed.
+    """Keep the first `num_views` views (default: all) and drop these taps; return the freed bytes.
 
     drop_taps: "attention" means all stages' attention maps; unknown opt-in taps are ignored. Raises
     CacheError, also if another process is writing the cache.
@@ -126,9 +126,10 @@ def _removed(path: Path, relative: str) -> int:
 
 
 def record_figures(path: Path, figures: Mapping[str, float]) -> None:
-    """Write metrics, named as in `store.format.certificate.RANGES`, into the manifest of a folder.
+    """Write metrics, named as in `store.format.certificate.RANGES`, into a folder's manifest.
 
-    Others of the certificate stay. Raises CacheError, also if another process is writing the cache.
+    The certificate's other metrics are kept. Raises CacheError, also if another process is writing
+    the cache.
     """
     if unknown := figures.keys() - RANGES.keys():
         raise ValueError(f"{min(unknown)} is not a figure of a certificate")

@@ -1,1 +1,1 @@
-"""The places of a cache besides a folder: an object store, and its local mirror."""
+"""Places of a cache: a folder, an object store, and its local mirror."""

@@ -1,10 +1,10 @@
-"""The objects below a URL as a `Place`, by way of obstore: put if absent, fetched and listed whole.
+"""The objects below a URL as a `Place`, via obstore: put if absent, fetched and listed whole.
 
-Credentials, region and endpoint are those of obstore's environment variables (AWS_ACCESS_KEY_ID,
-AWS_ENDPOINT_URL, ...); without any for credentials, requests are not signed. obstore's own messages
-are never shown: they quote the store's answers, which may name keys. Retries and timeouts are
-obstore's, too. A put that the store answers with a conflict (409) is repeated here. After an answer
-that was lost, the store says that the object is there: then its bytes are compared.
+Credentials, region and endpoint come from obstore's environment variables (AWS_ACCESS_KEY_ID,
+AWS_ENDPOINT_URL, ...). Without credentials, requests are not signed. obstore's own messages are
+never shown, because they quote the store's answers, which may contain keys. Retries and timeouts
+are obstore's, too. A put that the store answers with a conflict (409) is repeated here. If the
+answer to a put was lost, the next one finds the object, and its bytes are compared.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ from teach_once.store.place.place import (
 )
 
 PAGE_KEYS = 1000
-LIST_SECONDS = 200.0  # for the first page, with obstore's repetitions, which end after 180
-_SECONDS_PER_PAGE = 5.0  # for each further one
+LIST_SECONDS = 200.0  # for the first page, including obstore's retries, which end after 180
+_SECONDS_PER_PAGE = 5.0  # for each further page
 _PIECE_BYTES = 2**18
 
 
 def received(found: Any, num_bytes: int, where: object) -> NDArray[np.uint8]:
-    """The body of an answer, (bytes,): `num_bytes`, or fewer where it ends before.
+    """Return the body of an answer, (bytes,) uint8: `num_bytes`, or fewer if it ends early.
 
-    found: a GetResult of obstore. where: the object, for the message. Raises CacheDamaged where the
+    found: a GetResult of obstore. where: the object, for the message. Raises CacheDamaged if the
     body is longer.
     """
     content, done = np.empty(num_bytes, np.uint8), 0
@@ -73,7 +73,7 @@ def received(found: Any, num_bytes: int, where: object) -> NDArray[np.uint8]:
 
 
 def pages(stream: Any, max_keys: int, where: object) -> Iterator[Sequence[Any]]:
-    """The pages of a list. stream: a ListStream of obstore. Raises ListWithoutEnd."""
+    """Yield the pages of a list. stream: a ListStream of obstore. Raises ListWithoutEnd."""
     started, num_keys, num_pages = time.monotonic(), 0, 0
     while True:
         allowed = LIST_SECONDS + _SECONDS_PER_PAGE * num_pages
@@ -87,7 +87,7 @@ def pages(stream: Any, max_keys: int, where: object) -> Iterator[Sequence[Any]]:
 
 
 def within(seconds: float, start: Callable[[], Awaitable[Result]], where: object) -> Result:
-    """The result of a request that is ended after so many seconds. Raises ListWithoutEnd."""
+    """Return the result of a request. Raises ListWithoutEnd if it takes longer than `seconds`."""
 
     async def wait() -> Result:
         return await asyncio.wait_for(start(), max(0.0, seconds))
@@ -100,7 +100,7 @@ def within(seconds: float, start: Callable[[], Awaitable[Result]], where: object
         ) from None
 
 
-_FIX = "look at AWS_ENDPOINT_URL, and at what is there with the store's own programs"
+_FIX = "check AWS_ENDPOINT_URL, and list the objects with the store's own tools"
 
 
 def _run(wait: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
@@ -108,7 +108,7 @@ def _run(wait: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(wait())
-    with ThreadPoolExecutor(1) as pool:  # called from a notebook, or another running loop
+    with ThreadPoolExecutor(1) as pool:  # called from a notebook or another running loop
         return pool.submit(lambda: asyncio.run(wait())).result()
 
 
@@ -119,33 +119,33 @@ async def _next(stream: Any) -> Sequence[Any] | None:
     return None
 
 
-MOST_BYTES = 2 * 2**30  # of an object: no chunk has more than half of that
+MOST_BYTES = 2 * 2**30  # per object; no chunk has more than half
 MOST_NAMES = 10**6  # directly below a prefix
-THREADS = 16  # requests at a time
-RETRY: dict[str, Any] = {}  # obstore's own: 10 times, three minutes
-_PUTS = 6  # of one object, while answers are lost or the store reports a conflict (409)
-_PUT_SECONDS = 180  # after which an object is not put once more
-_PAUSE_SECONDS = 0.1  # before the second put; doubled each time
+THREADS = 16  # concurrent requests
+RETRY: dict[str, Any] = {}  # obstore's default: 10 retries, three minutes
+_PUTS = 6  # attempts per object if answers are lost or the store reports a conflict (409)
+_PUT_SECONDS = 180  # no further attempt after this time
+_PAUSE_SECONDS = 0.1  # before the second attempt; doubled each time
 _PROBE = "conditional-writes"
 _CLOCK_ERRORS = ("RequestTimeTooSkewed", "RequestExpired")  # codes in the body of a 403
 _STATUS = re.compile(r"status code: (\d{3})")
 _ODD_KEY = re.compile(r'Path "(.*?)"(?: contained|:)', re.DOTALL)
-# Any of them says where keys come from. Without one no request is signed, and nobody is asked for
-# keys: obstore would ask a cloud's metadata service, at an address that any network may answer.
+# Each of them defines a source of keys. Without any, no request is signed, and no keys are
+# requested: obstore would ask a cloud's metadata service at an address that any network may serve.
 _KEYS = {
     *("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SKIP_SIGNATURE"),
     *("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
     "AWS_METADATA_ENDPOINT",
 }
-_first_process: list[int] = []  # in which obstore runs; its threads do not survive a fork
+_first_process: list[int] = []  # the process that runs obstore, whose threads do not survive a fork
 
 
 class ObjectsUnreachable(CacheError, ConnectionError):
-    """The store gave no answer, or an error, as often as it was asked."""
+    """The store did not answer, or answered with errors, after all retries."""
 
 
 class OddKey(CacheError):
-    """An object's key is not a path, which ends every list that it is in."""
+    """An object's key is not a path, which breaks every list that contains it."""
 
 
 class NoBucket(CacheMissing):
@@ -156,7 +156,7 @@ class NoBucket(CacheMissing):
 class Bucket:
     """The objects below a URL; keys are relative to it. Safe to share between threads.
 
-    A process that was forked from one that has used a store cannot use any.
+    A process forked from one that has used a store cannot use any.
     """
 
     url: ObjectUrl
@@ -170,7 +170,7 @@ class Bucket:
         return False
 
     def read(self, key: str, max_bytes: int) -> FileContent | None:
-        """Fetch an object; None if there is none. Raises NoBucket if there is not even a bucket."""
+        """Fetch an object; None if it is missing. Raises NoBucket if the bucket is missing too."""
         try:
             return self.get_tagged(key, max_bytes)
         except NoBucket:
@@ -179,7 +179,7 @@ class Bucket:
             return None
 
     def get(self, key: str, most_bytes: int = MOST_BYTES) -> bytes:
-        """An object of at most so many bytes; of a larger one none is read.
+        """Fetch an object of at most `most_bytes`; a larger one is not read.
 
         Raises CacheMissing, CacheDamaged (too large), ObjectsUnreachable, CacheNotWritable (not
         permitted).
@@ -193,7 +193,7 @@ class Bucket:
         return found.content
 
     def get_tagged(self, key: str, most_bytes: int = MOST_BYTES) -> FileContent:
-        """Read an object like `get`, with the tag by which `replace` detects a change of it."""
+        """Fetch an object like `get`, with the tag that `replace` uses to detect changes."""
 
         def read(client: Any) -> FileContent:
             found = client.get(key)
@@ -205,7 +205,7 @@ class Bucket:
         return self._asked(key, read)
 
     def get_array(self, key: str, most_bytes: int) -> NDArray[np.uint8]:
-        """Read an object like `get`, without another copy in memory: (bytes,)."""
+        """Fetch an object like `get`, without another copy in memory: (bytes,) uint8."""
 
         def read(client: Any) -> NDArray[np.uint8]:
             found = client.get(key)
@@ -218,11 +218,11 @@ class Bucket:
         return self._asked(key, read)
 
     def size(self, key: str) -> int:
-        """An object's bytes. Raises as `get`."""
+        """Return an object's size in bytes. Raises as `get`."""
         return int(self._asked(key, lambda client: client.head(key)["size"]))
 
     def part(self, key: str, start: int, num_bytes: int) -> bytes:
-        """Bytes from `start` on, fewer where the object ends before. Raises as `get`."""
+        """Fetch bytes from `start` on, fewer if the object ends early. Raises as `get`."""
 
         def read(client: Any) -> bytes:
             found = client.get(key, options={"range": (start, start + num_bytes)})
@@ -234,7 +234,7 @@ class Bucket:
         return self._asked(key, read)
 
     def has(self, key: str) -> bool:
-        """Return True if there is such an object. Raises as `get`, but for CacheMissing."""
+        """Return True if the object exists. Raises as `get`, except CacheMissing."""
         try:
             self._asked(key, lambda client: client.head(key))
         except NoBucket:
@@ -244,15 +244,15 @@ class Bucket:
         return True
 
     def create(self, key: str, data: bytes) -> bool:
-        """Put an object if there is none. Return False if there is one, maybe this very one."""
+        """Put an object if it is absent. Return False if one exists, possibly this very one."""
         return self._put(key, data, "create", "AlreadyExistsError")
 
     def replace(self, key: str, data: bytes, tag: str | None = None) -> None:
-        """Put an object over another one. tag: what that must have; else raises CacheBusy."""
+        """Put an object over another one. Raises CacheBusy if that has another tag than `tag`."""
         mode: Any = "overwrite" if tag is None else {"e_tag": tag}
         if self._put(key, data, mode, "PreconditionError"):
             return
-        if self.get_tagged(key, len(data)).content != data:  # else the answer was lost
+        if self.get_tagged(key, len(data)).content != data:  # otherwise the answer was lost
             raise CacheBusy(
                 f"{self.url / key} was changed by another process",
                 fix="run the same command again",
@@ -263,7 +263,7 @@ class Bucket:
             self._asked(key, lambda client: client.delete(key))
 
     def _put(self, key: str, data: bytes, mode: Any, refusal: str) -> bool:
-        """Put, again after an answer that was lost or a conflict (409); False after a `refusal`."""
+        """Put, with retries after lost answers and conflicts (409); False after a `refusal`."""
         started = time.monotonic()
         for attempt in range(_PUTS):
             try:
@@ -279,7 +279,7 @@ class Bucket:
         raise AssertionError("the last put returned or raised")
 
     def list_files(self, prefix: str = "", max_keys: int = MAX_KEYS) -> Iterator[Listed]:
-        """Every object below a prefix, at any depth; a thousand for each request.
+        """List every object below a prefix, at any depth; one request per thousand objects.
 
         Raises as `get`; ListWithoutEnd if there are more than `max_keys`.
         """
@@ -293,7 +293,7 @@ class Bucket:
         return [key.rstrip("/").rpartition("/")[2] for key in self.names(prefix)[0]]
 
     def sizes(self, max_keys: int = MAX_KEYS) -> Callable[[Chunk], str | None]:
-        """Return a function that compares sizes with one list, made when it is first called."""
+        """Return a function that compares sizes with a list, which its first call requests."""
 
         @cache
         def listed() -> dict[str, int]:
@@ -317,7 +317,7 @@ class Bucket:
         return check(file, len(content))
 
     def map_chunk(self, chunk: Chunk, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return the values in memory: an object cannot be mapped."""
+        """Return the values in memory, because an object cannot be mapped."""
         content = self.get_tagged(chunk.key, chunk.num_bytes).content
         if content is None or len(content) != chunk.num_bytes:
             raise BadFile(self.url / chunk.key, "chunk has the wrong size")
@@ -333,7 +333,7 @@ class Bucket:
         return in_parallel(function, items) if num_bytes else map(function, items)
 
     def names(self, prefix: str = "") -> tuple[list[str], list[Listed]]:
-        """The folders and the objects directly below a prefix. Raises as `listed`."""
+        """Return the folders and the objects directly below a prefix. Raises as `list_files`."""
         where = self.url / prefix
 
         def read(client: Any) -> Any:
@@ -347,9 +347,9 @@ class Bucket:
         return folders, [_listed(each) for each in objects]
 
     def refuse_unconditional(self) -> None:
-        """Raise CacheError where the store overwrites what a put should only create.
+        """Raise CacheError if the store overwrites an object that a put should only create.
 
-        Leaves an empty object, by which the next call needs one request.
+        Leaves an empty object, with which the next call needs only one request.
         """
         if self.create(_PROBE, b"") and self.create(_PROBE, b""):
             raise CacheError(
@@ -378,7 +378,7 @@ class Bucket:
             raise self._refusal(key, error) from None
 
     def _refusal(self, key: str, error: Exception) -> CacheError:
-        """What went wrong with an object, without a word of obstore's message."""
+        """Return the error for an object, without any part of obstore's message."""
         if isinstance(error, CacheError):
             return error
         where, kind, text = self.url / key if key else self.url, type(error).__name__, str(error)
@@ -388,19 +388,19 @@ class Bucket:
                 f"{self.url} holds an object whose key is not a path: "
                 f"{one_line(name[1]) if name else 'it'} has an empty part, '.', '..' or a control "
                 f"character, and the objects next to it cannot be listed",
-                fix="remove it with the store's own programs, such as aws s3api delete-object",
+                fix="remove it with the store's own tools, such as aws s3api delete-object",
             )
         if "NoSuchBucket" in text:
             return NoBucket(
                 f"bucket {self.url.bucket!r} not found ({where})",
-                fix="create it, or look at AWS_ENDPOINT_URL and AWS_REGION",
+                fix="create it, or check AWS_ENDPOINT_URL and AWS_REGION",
             )
         if isinstance(error, FileNotFoundError):
             return CacheMissing(f"object {where} not found")
         status = _status_of(error)
         if any(word in text for word in _CLOCK_ERRORS):
             return CacheNotWritable(
-                f"the store does not accept this machine's clock ({where}): it says "
+                f"the store does not accept this machine's clock ({where}), which shows "
                 f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}",
                 fix="set the clock: `timedatectl set-ntp true`; then run the same command again",
             )
@@ -414,15 +414,15 @@ class Bucket:
         answer = f"it answered {status}" if status else "no answer"
         return ObjectsUnreachable(
             f"{where}: the store could not be reached ({answer}, after several attempts)",
-            fix="look at AWS_ENDPOINT_URL and AWS_REGION, then run the same command again: what is "
-            "there is not copied again",
+            fix="check AWS_ENDPOINT_URL and AWS_REGION, then run the same command again; existing "
+            "objects are not copied again",
         )
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """function(item) of each item, in order, with many requests at a time.
+    """Yield function(item) for each item, in order, with many requests at a time.
 
-    At most 32 results are kept before they are asked for.
+    At most 32 results wait to be taken.
     """
     rest = iter(items)
     first = list(islice(rest, THREADS))
@@ -447,12 +447,12 @@ def _client_of(bucket: str, prefix: str) -> Any:
 
 
 def _may_succeed(error: Exception) -> bool:
-    """Return True if to put again: the answer was lost, or another writer is at work (409)."""
+    """Return True if another put may succeed: the answer was lost, or was a conflict (409)."""
     return not isinstance(error, FileNotFoundError) and _status_of(error) in ("", "409")
 
 
 def _status_of(error: Exception) -> str:
-    """The HTTP status that the store answered with; "" where there was no answer."""
+    """Return the HTTP status of the store's answer; "" if there was none."""
     found = _STATUS.search(str(error))
     return found[1] if found else ""
 

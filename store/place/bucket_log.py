@@ -2,11 +2,11 @@
 
 Nothing is locked, renamed or appended, so any number of writers may commit the same block at the
 same time, and each may be killed at any moment. A writer keeps an intact chunk that already exists.
-Devices round differently, and either result is valid. So the line names the checksums of the chunks
-that are stored, whichever writer put them. Only the line makes the block exist.
+Devices round differently, and either result is valid. So the line contains the checksums of the
+stored chunks, whichever writer put them. Only the line makes the block exist.
 
-A block's lines are numbered objects, `journal/<view>/<block>/<number>.jsonl`. None is ever changed:
-what is committed again, because it was damaged or taps were added, takes the next number.
+A block's lines are numbered objects, `journal/<view>/<block>/<number>.jsonl`. They never change. A
+block that is committed again, because it was damaged or taps were added, takes the next number.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ from teach_once.store.identity import identity_sha256
 from teach_once.store.place.bucket import Bucket, in_parallel
 from teach_once.store.place.commit_log import Chunks
 
-MOST_LINES = 999_999  # of a block; their numbers have six digits
-_TRIES = 5  # to put one chunk, while others put and replace it
+MOST_LINES = 999_999  # per block; numbers have six digits
+_TRIES = 5  # attempts to put one chunk while others put and replace it
 
 
 class Committed(NamedTuple):
-    """A block that exists. checksums: crc32c (hex) of each array's chunk.
+    """A committed block. checksums: array -> crc32c (hex) of its chunk.
 
-    adopted: arrays whose chunks another writer put, with other bytes than ours. is_new: whether
-    this call put the line; else the same one was there. number: of that line.
+    adopted: arrays whose chunks another writer put with different bytes. is_new: True if this call
+    put the line, False if an equal line existed. number: number of the line.
     """
 
     checksums: dict[str, str]
@@ -84,18 +84,18 @@ def commit_block(
     chunks: Mapping[str, bytes],
     *,
     number: int = 1,
-    unsound: Collection[str] = (),
+    invalid: Collection[str] = (),
     known: Collection[str] = (),
 ) -> Committed:
-    """Put a block's chunks, or adopt those that are there; then its line.
+    """Put a block's chunks, or adopt existing ones; then put its line.
 
-    chunks: array -> the bytes of its chunk, with their checksum, as `encode_chunk` makes them.
-    number: the first that the line may have. unsound: arrays whose chunks were found not to be
-    what an earlier line says; whatever is there of them is replaced, unless it has these bytes.
-    known: arrays of which these very bytes are there for sure, and are not put again.
+    chunks: array -> bytes of its chunk with their checksum, as in `encode_chunk`. number: first
+    possible number of the line. invalid: arrays whose chunks differ from an earlier line's
+    checksums, and are replaced unless they have these bytes. known: arrays whose chunks are already
+    stored, and are not put again.
 
-    Raises SamplesChanged where the samples' checksums are there and others; CacheBusy where other
-    processes keep replacing a chunk; ObjectsUnreachable, which names the object.
+    Raises SamplesChanged if other checksums of the samples are stored, CacheBusy if other processes
+    keep replacing a chunk, ObjectsUnreachable with the object's name.
     """
     arrays = manifest.arrays
     keys = {array: chunk_name(array, arrays[array], block) for array in chunks}
@@ -103,9 +103,9 @@ def commit_block(
     def put(array: str) -> tuple[str, bytes]:
         if array in known:
             return array, chunks[array]
-        return array, _put_or_adopt(objects, keys[array], chunks[array], array in unsound)
+        return array, _put_or_adopt(objects, keys[array], chunks[array], array in invalid)
 
-    shared = [array for array in chunks if arrays[array].all_views]  # before all that rest on them
+    shared = [array for array in chunks if arrays[array].all_views]  # before their dependents
     there = dict(map(put, shared))
     for array in shared:
         _refuse_others(objects, block, chunks[array], there[array])
@@ -119,12 +119,12 @@ def commit_block(
 
 
 def line_key(view: int, block: int, number: int) -> str:
-    """The object of one line: `journal/<view>/<block>/<number>.jsonl`."""
+    """Return the key of a line: `journal/<view>/<block>/<number>.jsonl`."""
     return f"{JOURNAL}/{view}/{block}/{number:06d}.jsonl"
 
 
-def is_sound(chunk: bytes) -> bool:
-    """Return True if a chunk's bytes are those of the checksum that ends them."""
+def is_valid(chunk: bytes) -> bool:
+    """Return True if a chunk's bytes match the checksum at their end."""
     return len(chunk) > CHECKSUM_BYTES and (bytes_crc32c(chunk[:-CHECKSUM_BYTES]) == _stated(chunk))
 
 
@@ -132,8 +132,8 @@ def _stated(chunk: bytes) -> int:
     return int.from_bytes(chunk[-CHECKSUM_BYTES:], "little")
 
 
-def _put_or_adopt(objects: Bucket, key: str, data: bytes, is_unsound: bool) -> bytes:
-    """What is there of a chunk afterwards: `data`, or the sound bytes of another writer."""
+def _put_or_adopt(objects: Bucket, key: str, data: bytes, is_invalid: bool) -> bytes:
+    """Put a chunk unless a valid one is stored; return the stored bytes."""
     for _ in range(_TRIES):
         if objects.create(key, data):
             return data
@@ -142,22 +142,22 @@ def _put_or_adopt(objects: Bucket, key: str, data: bytes, is_unsound: bool) -> b
             if found.content == data:
                 return data
             whole = found.content if found.size == len(data) else None
-            if whole is not None and is_sound(whole) and not is_unsound:
+            if whole is not None and is_valid(whole) and not is_invalid:
                 return whole
             objects.replace(key, data, found.tag)
             return data
-        except CacheMissing:  # removed meanwhile
+        except CacheMissing:  # another process removed it
             continue
         except CacheBusy:
-            is_unsound = False  # whoever replaced it has mended it
+            is_invalid = False  # the process that replaced it has repaired it
     raise CacheBusy(
-        f"{objects.url / key} is replaced again and again by other processes",
-        fix="end all but one of the passes that write this cache, and run again",
+        f"other processes keep replacing {objects.url / key}",
+        fix="stop all other passes that write this cache, then run again",
     )
 
 
 def _refuse_others(objects: Bucket, block: Block, ours: bytes, theirs: bytes) -> None:
-    """Raise SamplesChanged where records that are there were computed from other bytes."""
+    """Raise SamplesChanged if existing records were computed from other bytes."""
     if ours != theirs:
         values, others = (
             np.frombuffer(each[:-CHECKSUM_BYTES], np.uint8).reshape(-1, DIGEST_BYTES)
@@ -168,7 +168,7 @@ def _refuse_others(objects: Bucket, block: Block, ours: bytes, theirs: bytes) ->
 
 
 def _put_line(objects: Bucket, line: Line, number: int) -> tuple[bool, int]:
-    """Put a line under the first free number; whether it is new, and its number."""
+    """Put a line under the first free number; return True if it is new, and its number."""
     text = line_text(line) + b"\n"
     while number <= MOST_LINES:
         key = line_key(line.view, line.block, number)
@@ -182,35 +182,35 @@ def _put_line(objects: Bucket, line: Line, number: int) -> tuple[bool, int]:
 
 
 def no_number_left(journal: Path) -> CacheError:
-    """The error of a journal with a file or a line of the last number."""
+    """Return the error for a journal in which a file or a line has the last number."""
     return CacheError(
         f"{journal} has a file or a line of the last number, {MOST_LINES}: none is left for others",
-        fix=f"remove what has the number {MOST_LINES} there with the store's own programs, then "
-        "run the same command again: chunks that are there are kept",
+        fix=f"remove the objects with the number {MOST_LINES} with the store's own tools, then "
+        "run the same command again; existing chunks are kept",
     )
 
 
 def read_line(objects: Bucket, key: str) -> Line | None:
-    """A block's line; None where the object is not exactly one. Raises CacheMissing."""
+    """Read a block's line; None if the object is not exactly one line. Raises CacheMissing."""
     content = objects.get_tagged(key, MAX_LINE_BYTES).content or b""
     return parse_line(content[:-1]) if content.endswith(b"\n") else None
 
 
 def _says(there: Line, line: Line) -> bool:
-    """Return True if a line commits all that another one would."""
+    """Return True if a line commits everything that another one would."""
     same = there[:4] == line[:4]
     return same and there.checksums.items() >= line.checksums.items()
 
 
-_OTHER_OBJECTS = 100_000  # zarr.json, labels, whole journals, and what others have put there
-_MOST_WHOLE = 10_000  # whole journals
-_MOST_REPEATED = 32  # times that they may say all there is to say, twice each
-_LINES_PER_BLOCK = 100  # on average, and far more than any cache has
+_OTHER_OBJECTS = 100_000  # zarr.json, labels, whole journals, and other objects
+_MOST_WHOLE = 10_000  # maximum number of whole journals
+_MOST_REPEATED = 32  # maximum total size, in complete journals with each line twice
+_LINES_PER_BLOCK = 100  # on average, far more than any cache has
 _LINE_KEY = re.compile(rf"{JOURNAL}/(0|[1-9]\d{{0,6}})/(0|[1-9]\d{{0,9}})/(\d{{6}})\.jsonl")
 
 
 class _Key(NamedTuple):
-    """Of one line."""
+    """The position of one line."""
 
     number: int
     view: int
@@ -222,11 +222,11 @@ class _Key(NamedTuple):
 
 @dataclass(frozen=True)
 class RemoteJournal:
-    """What is committed of a cache on a store, and the numbers of its lines.
+    """The committed blocks of a cache on a store, and the numbers of its lines.
 
-    newest: number of the newest whole journal; 0 without one. numbers: (view, block) -> the highest
-    of its lines. num_loose: lines that no whole journal repeats. These two are empty where the
-    newest whole journal was enough.
+    newest: number of the newest whole journal; 0 without one. numbers: (view, block) -> highest
+    number of its lines. num_loose: number of lines that no whole journal repeats. The last two are
+    empty if the newest whole journal was sufficient.
     """
 
     committed: Journal
@@ -235,18 +235,19 @@ class RemoteJournal:
     num_loose: int = 0
 
     def next_number(self, view: int, block: int) -> int:
-        """Under which a line of that block is newer than all that is committed."""
+        """Return the number for a line of that block that is newer than everything committed."""
         return max(self.newest, self.numbers.get((view, block), 0)) + 1
 
 
 def read_remote_journal(
     objects: Bucket, manifest: Manifest, *, every_line: bool = False
 ) -> RemoteJournal:
-    """What is committed. every_line: look for lines even if the newest whole journal is complete.
+    """Read the committed blocks.
 
-    Needs a request for the names and one for the newest whole journal. Where that does not name all
-    that the manifest plans, also one for each other journal, one for each thousand lines, and one
-    for each line that no journal repeats. Raises CacheDamaged, ObjectsUnreachable.
+    every_line: read lines even if the newest whole journal is complete. Needs a request for the
+    names and one for the newest whole journal. If that does not contain all planned blocks, also
+    one for each other journal, one per thousand lines, and one for each line that no journal
+    repeats. Raises CacheDamaged, ObjectsUnreachable.
     """
     sizes = _whole_sizes(objects, manifest)
     last = _whole_journals(objects, manifest, dict(list(sizes.items())[-1:]))
@@ -261,15 +262,15 @@ def read_remote_journal(
     _enter(objects, manifest, journal, {k: v for k, v in lines.items() if k.number <= newest})
     _overlay(journal, whole)
     _enter(objects, manifest, journal, {k: v for k, v in lines.items() if k.number > newest})
-    numbers = {(key.view, key.block): key.number for key in keys}  # the highest one comes last
+    numbers = {(key.view, key.block): key.number for key in keys}  # the highest number comes last
     return RemoteJournal(journal, newest, numbers, len(loose))
 
 
 def put_whole_journal(objects: Bucket, manifest: Manifest, known: RemoteJournal) -> RemoteJournal:
-    """Put all that is known to be committed as one object, newer than all lines it repeats.
+    """Put all known commits as one object with a higher number than the lines it repeats.
 
-    Returns what is known afterwards. Another process may put the same at the same time; lines that
-    are put meanwhile still count.
+    Returns the updated journal. Another process may put the same at the same time; lines that are
+    put meanwhile still count.
     """
     text = journal_text(identity_sha256(manifest.identity), manifest, known.committed.committed)
     number = max(known.newest + 1, *known.numbers.values(), 0)
@@ -283,7 +284,7 @@ def put_whole_journal(objects: Bucket, manifest: Manifest, known: RemoteJournal)
 
 
 def line_numbers(keys: Iterable[str]) -> Iterator[tuple[int, int, int]]:
-    """The number, view and block of each key that is one of a line."""
+    """Yield the number, view and block of each key of a line."""
     for key in keys:
         if (match := _LINE_KEY.fullmatch(key)) is not None:
             view, block, number = map(int, match.groups())
@@ -291,22 +292,22 @@ def line_numbers(keys: Iterable[str]) -> Iterator[tuple[int, int, int]]:
 
 
 def most_objects(manifest: Manifest) -> int:
-    """More than a cache ever has on a store: its chunks, its lines, and the rest."""
+    """Return an upper bound for a cache's objects on a store: chunks, lines, and the rest."""
     blocks = manifest.num_views * manifest.blocks_per_view
     return (2 * len(manifest.arrays) + _LINES_PER_BLOCK) * blocks + _OTHER_OBJECTS
 
 
 class _Whole(NamedTuple):
-    """What whole journals say. newest: the highest number of one that has a line of this cache."""
+    """The whole journals' content. newest: highest number of a journal with lines of this cache."""
 
     journal: Journal
     newest: int
 
 
 def _whole_sizes(objects: Bucket, manifest: Manifest) -> dict[str, int]:
-    """The names of the whole journals, in order, with their bytes.
+    """Return {name: bytes} of the whole journals, in order.
 
-    Raises CacheDamaged where there is more of them than any cache has.
+    Raises CacheDamaged if there are more than a cache can have.
     """
     _, found = objects.names(JOURNAL)
     listed = {each.key.rpartition("/")[2]: each.size for each in found}
@@ -314,7 +315,7 @@ def _whole_sizes(objects: Bucket, manifest: Manifest) -> dict[str, int]:
     most = SPARE_BYTES + _MOST_REPEATED * (most_journal_bytes(manifest) - SPARE_BYTES)
     if (total := sum(sizes.values())) > most or len(sizes) > _MOST_WHOLE:
         raise CacheDamaged(
-            f"{objects.url / JOURNAL} holds {counted(len(sizes), 'file')} of {total:,} bytes, "
+            f"{objects.url / JOURNAL} contains {counted(len(sizes), 'file')} of {total:,} bytes, "
             f"expected at most {_MOST_WHOLE:,} of {most:,}",
             fix=remote_fix(objects.url, manifest.teacher),
         )
@@ -322,10 +323,10 @@ def _whole_sizes(objects: Bucket, manifest: Manifest) -> dict[str, int]:
 
 
 def _whole_journals(objects: Bucket, manifest: Manifest, sizes: Mapping[str, int]) -> _Whole:
-    """Read whole journals; later names win. Keeps a few of them in memory at a time.
+    """Read whole journals; later names win. Only a few are in memory at a time.
 
-    A file without any line of this cache does not count: else another cache's could take the last
-    number, and no block would ever be committed again. sizes: as listed; of more than that, nothing
+    A file without lines of this cache is ignored. Otherwise another cache's file could take the
+    last number, and no block could be committed any more. sizes: listed sizes, beyond which nothing
     is read.
     """
     journal, newest = Journal.empty(manifest), 0
@@ -344,9 +345,7 @@ def _whole_journals(objects: Bucket, manifest: Manifest, sizes: Mapping[str, int
 
 
 def _line_keys(objects: Bucket, manifest: Manifest) -> list[_Key]:
-    """List the keys of all lines of planned blocks, in the order of their numbers. Raises
-    CacheDamaged.
-    """
+    """List the keys of all lines of planned blocks by number. Raises CacheDamaged."""
     keys, most = list[_Key](), _LINES_PER_BLOCK * manifest.num_views * manifest.blocks_per_view
     listed = objects.list_files(JOURNAL, most_objects(manifest))
     for number, view, block in line_numbers(each.key for each in listed):
@@ -361,7 +360,7 @@ def _line_keys(objects: Bucket, manifest: Manifest) -> list[_Key]:
 
 
 def _lacks(journal: Journal, key: _Key) -> bool:
-    """Return True if a journal does not name all of a block."""
+    """Return True if a journal does not contain all arrays of a block."""
     return not all(there[key.view, key.block] for there in journal.there.values())
 
 
@@ -376,7 +375,7 @@ def _enter(
 
 
 def _overlay(journal: Journal, newer: Journal) -> None:
-    """Enter all of `newer`."""
+    """Add all commits of `newer`."""
     journal.damaged_lines += newer.damaged_lines
     for array, there in newer.there.items():
         np.copyto(journal.crc32c[array], newer.crc32c[array], where=there)
@@ -388,15 +387,16 @@ Position = tuple[int, int]  # view, block
 
 @dataclass(frozen=True)
 class Before:
-    """What was committed before of the blocks that are to be committed.
+    """The state of blocks before they are committed.
 
-    number: of a new line, for blocks that have none; numbers: for others. unsound: arrays whose
-    chunks are not what a line says.
+    number: first number of a new line, for blocks without lines. numbers: (view, block) -> first
+    number, for the others. invalid: (view, block) -> arrays whose chunks differ from the lines'
+    checksums.
     """
 
     number: int = 1
     numbers: dict[Position, int] = field(default_factory=dict)
-    unsound: dict[Position, tuple[str, ...]] = field(default_factory=dict)
+    invalid: dict[Position, tuple[str, ...]] = field(default_factory=dict)
 
     def number_of(self, view: int, block: int) -> int:
         """Return the first number that a new line of that block may have."""
@@ -404,18 +404,18 @@ class Before:
 
 
 class BucketLog:
-    """Commits blocks of the cache in a bucket. before: what this process knows of older lines."""
+    """Commits blocks of the cache in a bucket. before: this process's knowledge of older lines."""
 
     def __init__(self, bucket: Bucket, manifest: Manifest, before: Before | None = None) -> None:
         self.bucket, self.manifest = bucket, manifest
         self.before = before or Before()
-        self._shared: dict[tuple[str, int], bytes] = {}  # checksums of all views' chunks there
+        self._shared: dict[tuple[str, int], bytes] = {}  # checksums of stored all-view chunks
 
     def read(self) -> Journal:
         return self.read_lines().committed
 
     def read_lines(self) -> RemoteJournal:
-        """Return what is committed and the numbers of all lines, for a writer."""
+        """Return the committed blocks and the numbers of all lines, for a writer."""
         return read_remote_journal(self.bucket, self.manifest, every_line=True)
 
     def commit(self, block: Block, chunks: Chunks) -> None:
@@ -433,7 +433,7 @@ class BucketLog:
             block,
             content,
             number=self.before.number_of(*position),
-            unsound=self.before.unsound.get(position, ()),
+            invalid=self.before.invalid.get(position, ()),
             known=[key[0] for key in shared if self._shared.get(key) == shared[key]],
         )
         self._shared.update(shared)
@@ -444,4 +444,4 @@ class BucketLog:
         return self.bucket.has(line_key(block.view, block.index, number))
 
     def close(self) -> None:
-        """Do nothing: each line is an object of its own."""
+        """Do nothing: each line is its own object."""

@@ -34,11 +34,10 @@ def read_opened(
     value_bytes: int | None = None,
     check: Check | None = None,
 ) -> str | None:
-    """Read an open chunk, into `out` if given. Return None if every byte is right, otherwise the
-    fault.
+    """Read an open chunk, into `out` if given. Return None if every byte is valid, else the fault.
 
     found: the file's bytes; size: the expected bytes. committed: its checksum in the journal.
-    value_bytes: bytes of values, without padding (default: those of `out`). check: checks the
+    value_bytes: bytes of values, without padding (default: the bytes of `out`). check: checks the
     values of each piece.
     """
     if found != size:
@@ -71,10 +70,9 @@ def content_fault(content: NDArray[np.uint8], size: int, committed: str) -> str 
 def read_pieces(
     file: BinaryIO, wanted: NDArray[np.uint8], payload: int, value_bytes: int, check: Check | None
 ) -> tuple[int, str | None]:
-    """Return the crc32c of `payload` bytes, of which the first go into `wanted`, and a value's
-    fault.
+    """Read `payload` bytes, the first into `wanted`; return their crc32c and the fault of a value.
 
-    If the file ends early, the checksum covers the bytes that exist.
+    If the file ends early, the checksum covers the existing bytes.
     """
     scratch = np.empty(min(_PIECE_BYTES, payload), dtype=np.uint8)
     checksum = done = 0

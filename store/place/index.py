@@ -1,4 +1,4 @@
-"""Writes, removes and reads the index of a cache at a place; see `store.format.index` for why."""
+"""Write, remove and read the index of a cache at a place (see `store.format.index`)."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from teach_once.store.place.place import Place, ReadablePlace, read_document
 
 
 def remove_index(place: Place) -> None:
-    """Remove the index, before anything that it names changes; first that of the cache around."""
+    """Remove the index before anything it lists changes; first the enclosing cache's index."""
     if (parent := _enclosing(place)) is not None:
         parent.delete(INDEX)
     place.delete(INDEX)
 
 
 def _enclosing(place: Place) -> Place | None:
-    """Return the place of the cache around an evaluation cache; None for any other cache."""
+    """Return the place of the cache that contains an evaluation cache; None for any other cache."""
     around = place.path.parent
     if around.name != EVALUATION:
         return None
@@ -54,10 +54,9 @@ def _enclosing(place: Place) -> Place | None:
 
 
 def write_index(place: Place, manifest: Manifest) -> bool:
-    """Write the index of a cache that nobody changes. Return False if the cache is not complete.
+    """Write the index of a cache that no process changes. Return False if the cache is incomplete.
 
-    A bucket's journal counts as far as whole files contain it: they name every block once a pass
-    has ended.
+    Only the whole files of a bucket's journal count; they contain every block after a pass.
     """
     names = {each.key.removeprefix(f"{JOURNAL}/") for each in place.list_files(JOURNAL)}
     journal, files = Journal.empty(manifest), dict[str, IndexedFile]()
@@ -73,7 +72,7 @@ def write_index(place: Place, manifest: Manifest) -> bool:
     for name in place.list_folders(EVALUATION):
         key = f"{EVALUATION}/{name}/{INDEX}"
         inner = read_document(place, key, MAX_INDEX_BYTES) if is_evaluation_index(key) else None
-        if inner is not None:  # it is complete
+        if inner is not None:  # only complete caches have one
             files[key] = IndexedFile.of(inner)
     place.replace(INDEX, index_text(manifest, files))
     if (parent := _enclosing(place)) is not None:
@@ -82,7 +81,7 @@ def write_index(place: Place, manifest: Manifest) -> bool:
 
 
 def _write_anew(place: Place) -> None:
-    """Write the index of a cache in which another one has been finished, unless it is in use."""
+    """Write the index of a cache that contains a finished one, unless it is in use."""
     text = read_document(place, MANIFEST, MAX_MANIFEST_BYTES) or b""
     with suppress(Busy, CacheError, BadFile):
         manifest = parse_manifest(text, place.path / MANIFEST)
@@ -102,7 +101,7 @@ def read_index(place: ReadablePlace, manifest: Manifest) -> Index | None:
 
 
 def read_indexed_journal(place: ReadablePlace, manifest: Manifest, index: Index) -> Journal:
-    """Read the journal without listing it. Raises BadFile if a file is not as the index says."""
+    """Read the journal without listing it. Raises BadFile if a file does not match the index."""
     journal = Journal.empty(manifest)
     for key in journal_names(index):
         _enter(_read_indexed(place, key, manifest, index), place.path / key, manifest, journal)
@@ -110,7 +109,7 @@ def read_indexed_journal(place: ReadablePlace, manifest: Manifest, index: Index)
 
 
 def index_faults(place: ReadablePlace, manifest: Manifest) -> list[Fault]:
-    """Find what is wrong with the index and with the files that it names; [] without an index."""
+    """Find the faults of the index and of the files that it lists; [] without an index."""
     try:
         index = read_index(place, manifest)
     except BadFile as error:

@@ -1,9 +1,9 @@
-"""A cache of a bucket, read through its folder in a mirror, which lacks some of the files.
+"""A cache in a bucket, read through its folder in a mirror, which lacks some of the files.
 
-What is read is fetched into the folder, many chunks at a time, each verified when it arrives and
-before it has its name. From there on it is a folder's. Files are added under the mirror's lock
-(`store.place.mirror_folder`), and what was read last may have been evicted by another process: so a
-chunk that is missing or damaged here is fetched once more, and read before the lock is released.
+Requested chunks are fetched into the folder, many at a time, and each is verified before it gets
+its name. From then on they are read as in any folder. Files are added under the mirror's lock
+(`store.place.mirror_folder`). Another process may have evicted a chunk in the meantime, so a
+missing or damaged chunk is fetched once more, and read before the lock is released.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from teach_once.store.place.place import MAX_KEYS, Check, Chunk, FileContent, It
 
 @dataclass(frozen=True)
 class MirrorOfBucket:
-    """The files of `origin`, as far as they were read, in the folder `path` of a mirror.
+    """The fetched files of `origin` in the folder `path` of a mirror.
 
-    below: that folder, below the mirror's root. needs: what this reader needs of the mirror.
+    below: that folder, relative to the mirror's root. needs: the files this reader needs.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class MirrorOfBucket:
         if self._here.check_chunk(chunk, check) is None:
             return None
         with self.mirror.locked() as opened:
-            if self._here.check_chunk(chunk, check) is None:  # another one fetched it
+            if self._here.check_chunk(chunk, check) is None:  # another process fetched it
                 return None
             self._bring_again(opened, chunk)
             return self._here.check_chunk(chunk, check)
@@ -83,7 +83,7 @@ class MirrorOfBucket:
             with opened_root(self.mirror.root) as opened, self.mirror.refusing_links():
                 if not self._absent(opened, wanted):
                     return
-        except FileNotFoundError:  # the mirror was removed, and is made anew
+        except FileNotFoundError:  # the mirror was removed and is recreated
             pass
         with self.mirror.locked() as opened:
             absent = self._absent(opened, wanted)  # others may have fetched some meanwhile

@@ -1,6 +1,6 @@
-"""Reads in a few threads: copying from the page cache releases the interpreter's lock.
+"""Read in a few threads, because copying from the page cache releases the interpreter's lock.
 
-However many items there are, only a few are taken at a time: a cache may have 15 million chunks.
+Only a few items are taken at a time, because a cache may have 15 million chunks.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _MOST_THREADS = 4
-_AHEAD = 2  # items of each thread that are taken before their results are asked for
-_WORTH_BYTES = 8 * 2**20  # for less, starting threads costs more than they save
+_AHEAD = 2  # items per thread that are taken before their results are requested
+_WORTH_BYTES = 8 * 2**20  # below this, starting threads costs more than they save
 
 
 def in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], num_bytes: int
 ) -> Iterator[Result]:
-    """function(item) of each item, in order. num_bytes: of all; few are read in this thread."""
+    """Yield function(item) in order. num_bytes: total; small totals are read in this thread."""
     threads = 1 if num_bytes < _WORTH_BYTES else min(_MOST_THREADS, usable_cores())
     if threads == 1:
         yield from map(function, items)
@@ -38,7 +38,7 @@ def in_order(
     function: Callable[[Item], Result],
     items: Iterable[Item],
 ) -> Iterator[Result]:
-    """function(item) of each item, in order, computed by the threads of a pool."""
+    """Yield function(item) in order, computed by the threads of a pool."""
     waiting: deque[Future[Result]] = deque()
     for item in items:
         if len(waiting) >= threads * _AHEAD:

@@ -1,1 +1,1 @@
-"""Opens a cache wherever it lies, and reads verified records from it."""
+"""Open a cache at any place, and read verified records from it."""

@@ -1,8 +1,8 @@
-"""Evaluation caches: caches of one view inside a cache, of a split that is not trained on.
+"""Evaluation caches: caches of one view of a held-out split, inside a cache.
 
-`<cache>/evaluation/<name>/` is a whole cache with a manifest, arrays and a journal of its own, and
-the same code reads and writes it: open a writer or a `TeacherCache` at `evaluation_path`. Its
-identity names its parent, so that the outputs of one teacher are never taken for another's.
+`<cache>/evaluation/<name>/` is a complete cache with its own manifest, arrays and journal, and the
+same code reads and writes it: open a writer or a `TeacherCache` at `evaluation_path`. Its identity
+contains its parent's, so the outputs of one teacher are never mistaken for another's.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def open_evaluation(cache: Path, parent: Identity, name: str) -> TeacherCache:
 def parent_faults(cache: Path, parent: Identity) -> list[Fault]:
     """Return a fault for each evaluation cache inside `cache` that belongs to another parent.
 
-    One whose manifest cannot be read is left out: checking it says why.
+    A cache with an unreadable manifest is skipped, because checking it reports the error.
     """
     faults = []
     for name in evaluation_names(cache):

@@ -35,7 +35,7 @@ from teach_once.store.place.place import Item, Result
 MANIFEST_DATASET = "manifest"
 BLOCK_CRC = "block_crc32c"
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# All that libhdf5's binding raises, also for files that are made to break it.
+# All exceptions of libhdf5's binding, also for malicious files.
 HDF5_ERRORS = (
     OSError,
     KeyError,
@@ -50,7 +50,7 @@ HDF5_ERRORS = (
 
 @dataclass(frozen=True)
 class Extent:
-    """Where the values of a dataset lie in the file: C order, little endian."""
+    """The position of a dataset's values in the file: C order, little endian."""
 
     offset: int
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class Extent:
 
 @dataclass
 class Hdf5Layout:
-    """The datasets of a file: where each lies, each block's crc32c, or what is wrong with it."""
+    """The datasets of a file: positions, crc32c of each block, and faults."""
 
     extents: dict[str, Extent] = field(default_factory=dict)
     checksums: dict[str, NDArray[np.uint32]] = field(default_factory=dict)  # (views, blocks)
@@ -71,13 +71,16 @@ class Hdf5Layout:
 
 
 def is_hdf5(path: Path) -> bool:
-    """Return True if a regular file claims to be HDF5. Raises BadFile, OSError."""
+    """Return True if a regular file has the signature of HDF5. Raises BadFile, OSError."""
     with open_regular(path, follow=True) as file:
         return file.read(len(SIGNATURE)) == SIGNATURE
 
 
 def read_hdf5_manifest(path: Path) -> Manifest:
-    """Raises CacheMissing (an HDF5 file, but no cache), CacheDamaged, CacheMismatch."""
+    """Read the manifest of an HDF5 file.
+
+    Raises CacheMissing if the file is not a cache, CacheDamaged, CacheMismatch.
+    """
     try:
         with h5py.File(path, "r") as file:
             if not _claims_to_be_a_cache(file):
@@ -91,10 +94,10 @@ def read_hdf5_manifest(path: Path) -> Manifest:
 
 
 def _claims_to_be_a_cache(file: h5py.File) -> bool:
-    """By its attribute `format`.
+    """Return True if the attribute `format` marks the file as a cache.
 
-    A string of any length is not read: it lies in a heap without a checksum, in which one changed
-    bit may send libhdf5 round and round. The manifest says the same.
+    A string of variable length is not read. It is in a heap without a checksum, where a single
+    flipped bit may make libhdf5 loop endlessly. The manifest contains the same value.
     """
     if not h5py.h5a.exists(file.id, b"format"):
         return False
@@ -127,7 +130,7 @@ def _manifest_text(file: h5py.File, path: Path) -> bytes:
 
 
 def read_layout(path: Path, manifest: Manifest, arrays: Iterable[str]) -> Hdf5Layout:
-    """Where these arrays, and those stored in one piece, lie. Raises CacheDamaged."""
+    """Find the datasets of these arrays and of the arrays in one piece. Raises CacheDamaged."""
     layout = Hdf5Layout()
     whole = manifest.whole
     try:
@@ -147,14 +150,14 @@ def read_layout(path: Path, manifest: Manifest, arrays: Iterable[str]) -> Hdf5La
 
 
 def _planned(manifest: Manifest, name: str) -> tuple[tuple[int, ...], str]:
-    """The shape and dtype that the manifest implies."""
+    """Return the shape and dtype that the manifest implies."""
     if name in manifest.whole:
         return manifest.whole[name]
     return shape_in_file(manifest, name), manifest.arrays[name].dtype
 
 
 def shape_in_file(manifest: Manifest, array: str) -> tuple[int, ...]:
-    """The shape of an array's dataset."""
+    """Return the shape of an array's dataset."""
     spec = manifest.arrays[array]
     if spec.all_views:
         return (manifest.num_samples, *spec.shape)
@@ -163,7 +166,7 @@ def shape_in_file(manifest: Manifest, array: str) -> tuple[int, ...]:
 
 
 def first_row(manifest: Manifest, array: str, block: Block) -> int:
-    """How many rows lie before those of a block in the array's dataset."""
+    """Return the index of a block's first row in the array's dataset."""
     spec = manifest.arrays[array]
     if spec.all_views:
         return block.start
@@ -173,7 +176,7 @@ def first_row(manifest: Manifest, array: str, block: Block) -> int:
 
 
 def _dataset(file: h5py.File, name: str) -> h5py.h5d.DatasetID:
-    """The dataset of that name, if it is a plain one. Raises KeyError, ValueError."""
+    """Open the dataset of that name. Raises KeyError, or ValueError if it is not a plain one."""
     if file.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
         raise ValueError(f"{name} is a link to something else, expected a dataset")
     found = h5py.h5o.open(file.id, name.encode())
@@ -183,7 +186,7 @@ def _dataset(file: h5py.File, name: str) -> h5py.h5d.DatasetID:
     if properties.get_layout() != h5py.h5d.CONTIGUOUS:
         raise ValueError(f"{name} is chunked, compact or virtual, expected contiguous")
     if properties.get_external_count() or properties.get_nfilters():
-        raise ValueError(f"{name} lies in other files or is filtered, expected plain bytes")
+        raise ValueError(f"{name} is stored in other files or filtered, expected plain bytes")
     return found
 
 
@@ -198,16 +201,16 @@ def _extent(file: h5py.File, path: Path, name: str, shape: tuple[int, ...], dtyp
 
 
 def _offset(dataset: h5py.h5d.DatasetID, path: Path, num_bytes: int) -> int:
-    """Where the dataset's bytes begin. Raises ValueError where they are not all in the file."""
+    """Return the position of the dataset's bytes. Raises ValueError if some are not in the file."""
     offset, size = dataset.get_offset(), os.stat(path).st_size
     stored = dataset.get_storage_size()
     if offset is None or stored != num_bytes or offset + num_bytes > size:
-        raise ValueError(f"dataset of {num_bytes:,} bytes does not lie in a file of {size:,}")
+        raise ValueError(f"dataset of {num_bytes:,} bytes is not in the file of {size:,}")
     return int(offset)
 
 
 def _checksums(file: h5py.File, path: Path, manifest: Manifest, name: str) -> NDArray[np.uint32]:
-    """(views, blocks) uint32: the crc32c of each block's rows."""
+    """Return the crc32c of each block's rows: (views, blocks) uint32."""
     shape = (manifest.num_views, manifest.blocks_per_view)
     dataset = h5py.h5o.open(file.id, name.encode())
     if not h5py.h5a.exists(dataset, BLOCK_CRC.encode()):
@@ -222,7 +225,7 @@ def _checksums(file: h5py.File, path: Path, manifest: Manifest, name: str) -> ND
 
 
 def copy_again(path: Path) -> str:
-    """The fix for a file that is not valid."""
+    """Return the fix for an invalid file."""
     file = shlex.quote(str(path))
     return f"copy it again, or export it again: {program_text('store')} export CACHE {file}"
 
@@ -234,9 +237,9 @@ def first_line(error: BaseException) -> str:
 
 
 def unreadable(path: Path, error: BaseException) -> CacheDamaged:
-    """Return the error for a file that libhdf5 refuses, or that is not plain.
+    """Return the error for a file that libhdf5 refuses, or that is not a regular file.
 
-    Raises `error` itself if it says nothing of the file, as when too many files are open.
+    Raises `error` itself if the file is not its cause, as when too many files are open.
     """
     if is_out_of_resources(error):
         raise error
@@ -245,7 +248,7 @@ def unreadable(path: Path, error: BaseException) -> CacheDamaged:
 
 
 def selection(manifest: Manifest, array: str, block: Block) -> Any:
-    """The part of the dataset that holds a block's rows."""
+    """Return the index of a block's rows in the dataset."""
     spec = manifest.arrays[array]
     if spec.all_views:
         return np.s_[block.start : block.stop]
@@ -256,7 +259,7 @@ def selection(manifest: Manifest, array: str, block: Block) -> Any:
 
 @dataclass(frozen=True)
 class Hdf5Source:
-    """Reads the arrays of an exported cache. The methods are those of `store.read.source.Source`.
+    """Reads the arrays of an exported cache, with the methods of `store.read.source.Source`.
 
     Opens the file for each read, so `fork` is safe.
     """
@@ -267,7 +270,9 @@ class Hdf5Source:
 
     @classmethod
     def open(cls, path: Path) -> Hdf5Source:
-        """Raises CacheMissing (an HDF5 file, but no cache), CacheDamaged, CacheMismatch."""
+        """Open an exported file. Raises CacheMissing if it is not a cache, CacheDamaged,
+        CacheMismatch.
+        """
         return cls(path, read_hdf5_manifest(path))
 
     @property
@@ -276,7 +281,7 @@ class Hdf5Source:
 
     @property
     def coverage(self) -> Coverage:
-        """Everything: only a complete cache is exported, and the file renamed when it is."""
+        """Everything: only complete caches are exported, and the file is renamed at the end."""
         shape = (self.manifest.num_views, self.manifest.blocks_per_view)
         whole = np.broadcast_to(np.True_, shape)
         return Coverage(self.manifest, dict.fromkeys(self.manifest.arrays, whole))
@@ -294,7 +299,7 @@ class Hdf5Source:
             raise self._damaged(fault)
 
     def fetch(self, chunks: Sequence[tuple[str, Block]]) -> None:
-        """Do nothing: the file is here."""
+        """Do nothing: the file is local."""
 
     def at_once(
         self, function: Callable[[Item], Result], items: Iterable[Item], num_bytes: int
@@ -317,7 +322,7 @@ class Hdf5Source:
             raise self._damaged(Fault(what, self.path, array)) from None
 
     def size_fault(self, array: str, block: Block) -> Fault | None:
-        what = self._layout.wrong.get(array)  # all of a dataset's bytes are there, or it is wrong
+        what = self._layout.wrong.get(array)  # a dataset without all its bytes has a fault
         return None if what is None else Fault(what, self.path, array, block.view, block.index)
 
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
@@ -355,7 +360,7 @@ class Hdf5Source:
         return faults
 
     def _whole(self, name: str) -> tuple[NDArray[Any], str | None]:
-        """An array that is stored in one piece, and what is wrong with it."""
+        """Return an array that is stored in one piece, and its fault."""
         if name in self._layout.wrong:
             return np.empty(0), f"{name}: {self._layout.wrong[name]}"
         extent = self._layout.extents[name]
@@ -384,7 +389,7 @@ class Hdf5Source:
     def _pieces(
         self, offset: int, num_bytes: int, out: NDArray[Any] | None, check: Check | None
     ) -> tuple[int, str | None] | str:
-        """The crc32c of these bytes of the file, and a bad value; or why they cannot be read."""
+        """Return the crc32c of these bytes and the fault of a value, or the error as text."""
         wanted = np.empty(0, np.uint8) if out is None else out.reshape(-1).view(np.uint8)
         try:
             with open_regular(self.path, follow=True) as file:

@@ -1,9 +1,9 @@
 """Rows of single samples, read from a cache's files that are mapped into memory.
 
-For readers that request a few rows at a time, in several processes (`train.dataset`): the system's
-page cache is the one copy that all of them share, and it may be smaller than the cache. Checksums
-cover blocks, so a view is verified once, as a whole, before its rows are read; later reads from the
-disk are trusted. To read whole views, `TeacherCache.read_view` is faster.
+For readers that request a few rows at a time in several processes (`train.dataset`). The system's
+page cache is the only copy, shared by all of them, and may be smaller than the cache. Checksums
+cover blocks, so each view is verified once, as a whole, before its rows are read; later reads from
+the disk are trusted. `TeacherCache.read_view` is faster for whole views.
 """
 
 from __future__ import annotations

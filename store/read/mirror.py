@@ -1,9 +1,9 @@
 """A cache on an object store, read through a folder on this machine.
 
-What is read is fetched into a folder of the ordinary layout, many chunks at a time, each verified
-when it arrives; from there on the cache is a local one. The folder has a limit: what was not read
-for the longest time goes first, never what the last two views that were asked for need, which are a
-training's current one and its next one.
+Requested chunks are fetched into a folder with the usual layout, many at a time, and verified on
+arrival; from then on the cache is local. The folder has a size limit with LRU eviction. The files
+of the last two requested views are never evicted, because training needs them as its current and
+next view.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from teach_once.store.place.mirror_folder import MirrorFolder, Needs, use_mirror
 
 _CACHE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .,+=@~_-]{0,180}")
 _MOST_MANIFESTS_BYTES = 2**28  # of all caches at a URL
-_MOST_CACHES = 10_000  # at a URL: each takes a request
-_attached: dict[Path, Mirror] = {}  # folder of caches, absolute -> what it mirrors
+_MOST_CACHES = 10_000  # at a URL; each takes a request
+_attached: dict[Path, Mirror] = {}  # absolute folder of caches -> its mirror
 _attached_needs: dict[Path, Needs] = {}  # the manifests there
 
 
 class Mirror(NamedTuple):
-    """What is mirrored, below which folder, and how many bytes may lie there."""
+    """A mirrored URL, the mirror's folder, and its maximum size in bytes."""
 
     url: ObjectUrl
     root: Path
@@ -49,11 +49,11 @@ class Mirror(NamedTuple):
 
     @property
     def place(self) -> PurePath:
-        """The folder of the caches, below `root`."""
+        """The folder of the caches, relative to `root`."""
         return PurePath(self.url.bucket, self.url.key)
 
     def write(self, opened: OpenRoot, needs: Needs, documents: Mapping[str, bytes]) -> None:
-        """Write small files that differ from those that are here, and need all of them.
+        """Write the small files that differ from the existing ones, and mark all of them as needed.
 
         opened: the locked root. documents: name below `place` -> content. Raises CacheFull.
         """
@@ -65,18 +65,18 @@ class Mirror(NamedTuple):
         }
         if absent:
             self.folder.make_room(opened, sum(map(len, absent.values())))
-        else:  # a look at every file of the mirror would be for nothing
+        else:  # no need to list the mirror's files
             self.folder.announce(opened)
         for place, content in absent.items():
             write_inside(opened, place, content)
 
 
 def attach(url: ObjectUrl, root: Path, most_bytes: int, names: Sequence[str] | None = None) -> Path:
-    """The folder below `root` that mirrors the caches at `url`, with their manifests.
+    """Return the folder below `root` that mirrors the caches at `url`, with their manifests.
 
-    names: of the caches that are looked for; default: all. Opening a cache of that folder in this
-    process reads through to the store. Raises NoBucket, ObjectsUnreachable; CacheError where `root`
-    is a folder of something else.
+    names: the requested caches; default: all. Opening a cache of that folder in this process reads
+    through to the store. Raises NoBucket, ObjectsUnreachable, or CacheError if `root` is not a
+    mirror.
     """
     folder, mirror = root / url.bucket / url.key, Mirror(url, root, most_bytes)
     every = Bucket(url).names()[0] if names is None else names
@@ -95,12 +95,12 @@ def attach(url: ObjectUrl, root: Path, most_bytes: int, names: Sequence[str] | N
 
 
 def choose_mirror(root: Path, most_gb: float) -> None:
-    """Packed images at a URL come through this mirror, too. most_gb: in 10^9 bytes."""
+    """Read packed images at URLs through this mirror, too. most_gb: in 10^9 bytes."""
     use_mirror(MirrorFolder(root, int(most_gb * 1e9)))
 
 
 def local_folder(caches: Path, root: Path, most_gb: float) -> Path:
-    """The folder to read caches from: `caches`, or the one in the mirror that mirrors a URL.
+    """Return the folder to read caches from: `caches`, or its mirror if it is a URL.
 
     most_gb: as of `choose_mirror`, which this calls. Raises as `attach`.
     """
@@ -113,9 +113,9 @@ def local_folder(caches: Path, root: Path, most_gb: float) -> Path:
 def local_caches(
     caches: Path, cache: Path | None, root: Path, most_gb: float
 ) -> tuple[Path, Path | None]:
-    """The folder of caches, and the path of the one that was named, as `local_folder`.
+    """Return the folder of caches and the path of `cache`, as `local_folder`.
 
-    Of a cache that is named by a URL, only the folder around it is attached.
+    If `cache` is a URL, only its parent is attached.
     """
     if not isinstance(cache, ObjectUrl):
         return local_folder(caches, root, most_gb), cache
@@ -127,18 +127,18 @@ def local_caches(
 
 
 def named_as(caches_dir: Path) -> Path:
-    """What the user calls a folder of caches: of one in a mirror, the URL."""
+    """Return the user's name of a folder of caches: the URL of a mirrored one."""
     mirror = mirror_of(caches_dir)
     return caches_dir if mirror is None else mirror.url
 
 
 def shown_path(cache: Path) -> Path:
-    """What the user calls a cache: of one in a mirror, its URL."""
+    """Return the user's name of a cache: the URL of a mirrored one."""
     return named_as(cache.parent) / cache.name if mirror_of(cache.parent) else cache
 
 
 def attached() -> dict[Path, Mirror]:
-    """The mirrors of this process, for another one: see `attach_again`."""
+    """Return the mirrors of this process, for another process's `attach_again`."""
     return dict(_attached)
 
 
@@ -148,16 +148,16 @@ def attach_again(mirrors: dict[Path, Mirror]) -> None:
 
 
 def mirror_of(caches_dir: Path) -> Mirror | None:
-    """What the caches in a folder mirror; None for an ordinary folder."""
+    """Return the mirror that a folder of caches belongs to; None for an ordinary folder."""
     return _attached.get(caches_dir.absolute())
 
 
 def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
-    """The manifests of caches, by their names below the mirror's folder. Raises CacheFull."""
+    """Fetch the caches' manifests: {name below the mirror's folder: bytes}. Raises CacheFull."""
     found, total = dict[str, bytes](), 0
     if len(names) > _MOST_CACHES:
         raise CacheError(
-            f"{mirror.url} holds {len(names):,} folders, too many to look for caches in each",
+            f"{mirror.url} contains {len(names):,} folders, too many to look for caches in each",
             fix=f"name the cache: --cache {mirror.url}/CACHE",
         )
     most = min(_MOST_MANIFESTS_BYTES, mirror.most_bytes)
@@ -169,7 +169,7 @@ def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
         except (
             CacheMissing,
             CacheDamaged,
-        ):  # a folder that is not a cache keeps nobody from the others
+        ):  # other folders may still be caches
             return None
 
     for name, content in zip(names, in_parallel(manifest, names), strict=True):
@@ -178,7 +178,7 @@ def _manifests(mirror: Mirror, names: Sequence[str]) -> dict[str, bytes]:
             if (total := total + len(content)) > most:
                 raise CacheFull(
                     f"the manifests of the caches at {mirror.url} have more than "
-                    f"{format_size(total)}; the mirror {mirror.root} takes {format_size(most)}",
+                    f"{format_size(total)}, but {mirror.root} is limited to {format_size(most)}",
                     fix=f"name the cache: --cache {mirror.url}/CACHE",
                 )
     return found

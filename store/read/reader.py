@@ -1,4 +1,4 @@
-"""Opens a cache that is complete and belongs to the right configuration, and reads from it."""
+"""Open a complete cache that belongs to the requested configuration, and read from it."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def planned_taps(taps: Collection[str], source: Source) -> list[str]:
     for name in taps:
         if name not in source.manifest.taps:
             known = ", ".join(source.manifest.taps)
-            raise UnknownTap(f"no tap {name!r}: {source.path} holds {known}")
+            raise UnknownTap(f"no tap {name!r}: {source.path} contains {known}")
     return list(taps)
 
 
 def refuse_incomplete(source: Source, num_views: int, taps: Collection[str]) -> None:
-    """Raise CacheIncomplete where the first `num_views` views lack some of `taps`.
+    """Raise CacheIncomplete if the first `num_views` views lack some of `taps`.
 
-    Raises CacheDamaged where a line of the journal cannot be read, because that may be the reason.
+    Raises CacheDamaged if the journal has an unreadable line, because that may be the reason.
     """
     lacks = source.coverage.lacking_any(taps, num_views)
     if not lacks.any():
@@ -80,12 +80,12 @@ def refuse_incomplete(source: Source, num_views: int, taps: Collection[str]) -> 
     whole_views = _whole_views(lacking, optional, num_views)
     problem = (
         f"{source.path} is not finished: {done:,} of {lacks.size:,} blocks are committed; the "
-        f"first missing one: tap {array}, view {view}, block {index}"
+        f"first missing block is tap {array}, view {view}, block {index}"
     )
     is_folder = isinstance(source.fix, PassCommand) and not isinstance(source.fix, RemoteFix)
     if whole_views and is_folder:
         command = _trim_command(source, num_views, lacking, optional)
-        problem += f"\n  to keep only what is complete: {command}"
+        problem += f"\n  to keep only the complete part: {command}"
     opt_in = {tap: manifest.taps[tap] for tap in lacking if tap in optional}
     asked = (f"views.count={num_views}", *_settings_of(opt_in)) if whole_views else ()
     caches = source.fix.caches if isinstance(source.fix, PassCommand) else Path("caches")
@@ -93,7 +93,7 @@ def refuse_incomplete(source: Source, num_views: int, taps: Collection[str]) -> 
 
 
 def _first_views(source: Source, num_views: int) -> dict[str, int]:
-    """Tap -> the first of `num_views` views that lacks some of it."""
+    """Return {tap: the first of `num_views` views that lacks a block of it}."""
     taps = source.coverage.incomplete_taps(num_views)
     found = ((tap, source.coverage.first_lacking_view(tap, num_views)) for tap in taps)
     ordered = {tap: view for tap, view in found if view is not None}
@@ -101,14 +101,14 @@ def _first_views(source: Source, num_views: int) -> dict[str, int]:
 
 
 def _whole_views(lacking: Mapping[str, int], optional: Collection[str], num_views: int) -> int:
-    """How many views have all required taps."""
+    """Return the number of leading views that have all required taps."""
     return min((view for tap, view in lacking.items() if tap not in optional), default=num_views)
 
 
 def _trim_command(
     source: Source, num_views: int, lacking: Mapping[str, int], optional: Collection[str]
 ) -> str:
-    """What drops the views and taps that a growth began and did not finish."""
+    """Return the command that drops the views and taps of an unfinished growth."""
     whole_views = _whole_views(lacking, optional, num_views)
     dropped = ",".join(
         tap for tap, view in lacking.items() if tap in optional and view < whole_views
@@ -120,7 +120,7 @@ def _trim_command(
 
 
 def _settings_of(opt_in: Mapping[str, TapSpec]) -> list[str]:
-    """The keys of the teacher's file that ask for these taps."""
+    """Return the settings of the teacher's file that request these taps."""
     others = {f"taps.{kind_of(tap)}={spec.dtype}" for tap, spec in opt_in.items() if tap != "hint"}
     hint = opt_in.get("hint")
     return [
@@ -136,7 +136,7 @@ Result = TypeVar("Result")
 def _in_the_users_words(
     method: Callable[Concatenate[TeacherCache, P], Result],
 ) -> Callable[Concatenate[TeacherCache, P], Result]:
-    """Have the errors of a method name the user's own command, if the cache knows it."""
+    """Print the user's own command in a method's errors, if the cache has it."""
 
     @wraps(method)
     def spelled(cache: TeacherCache, /, *args: P.args, **options: P.kwargs) -> Result:
@@ -149,9 +149,9 @@ def _in_the_users_words(
 
 
 class TeacherCache:
-    """A cache, for reading. Its arrays are (samples, ...) in the dataset's order.
+    """A cache for reading. Its arrays are (samples, ...) in the dataset's order.
 
-    Safe to share between threads and across `fork`: it holds no open file.
+    Safe to share between threads and across `fork`, because no file stays open.
     """
 
     def __init__(self, source: Source, num_views: int, taps: Mapping[str, TapSpec]) -> None:
@@ -160,7 +160,7 @@ class TeacherCache:
         self.manifest = source.manifest
         self.num_views = num_views
         self.taps = dict(taps)
-        self.spell: Spell | None = None  # the user's own words for the fixes of errors
+        self.spell: Spell | None = None  # prints the user's own command as an error's fix
         self._labels: NDArray[np.int64] | None = None
         if LABELS in self.manifest.whole:
             self._labels = source.read_whole(LABELS, (self.num_samples,), LABELS_DTYPE)
@@ -175,13 +175,12 @@ class TeacherCache:
     ) -> TeacherCache:
         """Open the cache in folder, HDF5 file, or at the URL `path`.
 
-        num_views: open the first views only; taps: require only these to be complete. Both work on
-        a cache that is still growing, or whose growth was given up. Default: all. The opened cache
-        also has every other tap that is complete.
+        num_views: open only the first views; taps: require only these to be complete. Both work on
+        a cache that is still growing, or whose growth was abandoned. Default: all. The opened cache
+        also has every other complete tap. Every byte of a chunk is checked when it is read.
 
         Raises CacheMissing, CacheMismatch (another format version), CacheIncomplete, CacheDamaged,
-        UnknownView or UnknownTap. The journal says what is there; every byte of a chunk is checked
-        when it is read.
+        UnknownView or UnknownTap.
         """
         where = path_or_url(path)
         return open_steadily(changed_place(where), lambda: cls._opened(where, num_views, taps))
@@ -222,7 +221,7 @@ class TeacherCache:
 
     @property
     def class_names(self) -> list[str] | None:
-        """The names, in the order of the labels; None if the samples have no classes."""
+        """The names in the order of the labels; None if the samples have no classes."""
         return self.manifest.class_names
 
     @property
@@ -241,12 +240,12 @@ class TeacherCache:
 
     @property
     def measured(self) -> dict[str, Any]:
-        """What the pass measured of the teacher; empty until the first pass has ended."""
+        """Metrics of the teacher from the pass; empty until the first pass has ended."""
         return self.manifest.measured
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all records that can be read."""
+        """Bytes of all readable records."""
         record_bytes = sum(spec.bytes_per_record for spec in self.taps.values())
         return record_bytes * self.num_samples * self.num_views
 
@@ -273,7 +272,7 @@ class TeacherCache:
         return self.source.read_whole(PREVIEW, tuple(self.manifest.preview_shape), "uint8")
 
     def faults(self, *, on_chunk: Callable[[int], None] | None = None) -> list[Fault]:
-        """Read every byte; what is not sound. on_chunk: see `Source.faults`."""
+        """Read every byte and return all faults. on_chunk: see `Source.faults`."""
         return self.source.faults(every_byte=True, num_views=self.num_views, on_chunk=on_chunk)
 
     def refuse_unless(
@@ -285,9 +284,8 @@ class TeacherCache:
     ) -> None:
         """Raise CacheMismatch unless the cache has this identity, these labels and pixels.
 
-        labels: (N,) int64; None: the samples have no classes.
-
-        Of weights whose file is missing, only what is known is compared: see `with_weights_of`.
+        labels: (N,) int64; None if the samples have no classes. If the weights file is missing,
+        only the known part of its digest is compared (see `with_weights_of`).
         """
         differing = differences(with_weights_of(identity, self.identity), self.identity)
         whole: dict[str, NDArray[Any]] = {}
@@ -304,10 +302,10 @@ class TeacherCache:
             raise self._other_pixels()
 
     def _other_pixels(self) -> CacheMismatch:
-        """The error where the canary differs: another pass into this cache would not help."""
+        """Return the error for another canary, which another pass into this cache cannot fix."""
         then, now = self.manifest.versions.get("pillow"), version("pillow")
         problem = (
-            f"{self.path}: the views replayed from this dataset differ from those the teacher saw, "
+            f"{self.path}: the views replayed from this dataset differ from the teacher's views, "
             f"because its images have changed or are decoded differently; they need a new cache"
         )
         before = f"mv {shlex.quote(str(self.path))} {shlex.quote(f'{self.path.name}.old')} && "
@@ -320,10 +318,10 @@ class TeacherCache:
     def read_view(
         self, view: int, taps: Sequence[str] | None = None, *, compact: bool = False
     ) -> dict[str, NDArray[Any]]:
-        """All records of one view: tap -> (N, *tap shape), every checksum verified.
+        """Read all records of one view: tap -> (N, *tap shape), with every checksum verified.
 
-        compact: leave cut logits as they are stored, three arrays as `store.format.spec` names
-        them. Raises UnknownView, UnknownTap, CacheDamaged.
+        compact: leave truncated logits in their three stored arrays, see `store.format.spec`.
+        Raises UnknownView, UnknownTap, CacheDamaged.
         """
         self._check_view(view)
         blocks = [self.manifest.block(view, i) for i in range(self.manifest.blocks_per_view)]
@@ -343,16 +341,16 @@ class TeacherCache:
 
     @_in_the_users_words
     def fetch_blocks(self, blocks: Sequence[Block], taps: Sequence[str]) -> None:
-        """Bring blocks that will be read here, where the cache lies elsewhere."""
+        """Fetch blocks that will be read, if the cache is remote."""
         self._fetch(blocks, self._checked_taps(taps))
 
     def _fetch(self, blocks: Sequence[Block], taps: Sequence[str]) -> None:
-        """Bring blocks here, many chunks at a time, where the cache lies elsewhere."""
+        """Fetch many blocks at a time, if the cache is remote."""
         arrays = [array for tap in taps for array in self.manifest.taps[tap].arrays(tap)]
         self.source.fetch([(array, block) for block in blocks for array in arrays])
 
     def _refuse_missing_bytes(self, taps: Sequence[str], blocks: Sequence[Block]) -> None:
-        """Raise CacheDamaged before memory is taken for bytes that are not there."""
+        """Raise CacheDamaged before memory is allocated for missing bytes."""
         for tap in taps:
             for array in self.manifest.taps[tap].arrays(tap):
                 for block in blocks:
@@ -363,7 +361,7 @@ class TeacherCache:
     def read_block(
         self, block: Block, taps: Sequence[str] | None = None, *, compact: bool = False
     ) -> dict[str, NDArray[Any]]:
-        """The records of one block: tap -> (rows, *tap shape); raises as `read_view`."""
+        """Read the records of one block: tap -> (rows, *tap shape); raises as `read_view`."""
         self._check_view(block.view)
         names = self._checked_taps(taps)
         self._fetch([block], names)
@@ -374,7 +372,7 @@ class TeacherCache:
 
     @_in_the_users_words
     def read_first_block(self, taps: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """The records of the first block of view 0 that has all these taps: tap -> (rows, ...).
+        """Read the first block of view 0 that has all these taps: tap -> (rows, ...).
 
         Empty if no such block is committed. The taps need not be complete. Raises CacheDamaged.
         """
@@ -392,15 +390,16 @@ class TeacherCache:
     def read(
         self, sample_ids: Sequence[int] | NDArray[Any], view: int, taps: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Records of some samples, in the order asked for: tap -> (len(sample_ids), *tap shape).
+        """Read records of some samples in the requested order: tap -> (len(sample_ids), *tap
+        shape).
 
-        Reads whole blocks, so it is for looking at a few samples; to train, read views.
-        Raises UnknownView (also for an unknown sample), UnknownTap, CacheDamaged.
+        Reads whole blocks, so it is meant for a few samples; training reads views. Raises
+        UnknownView (also for an unknown sample), UnknownTap, CacheDamaged.
         """
         ids = np.asarray(sample_ids, dtype=np.int64)
         outside = ids[(ids < 0) | (ids >= self.num_samples)]
         if outside.size:
-            raise UnknownView(f"no sample {outside[0]}: {self.path} holds {self.num_samples}")
+            raise UnknownView(f"no sample {outside[0]}: {self.path} contains {self.num_samples}")
         self._check_view(view)
         names = self._checked_taps(taps)
         records = self._empty(names, len(ids))
@@ -427,7 +426,7 @@ class TeacherCache:
         return found
 
     def _read_into(self, out: NDArray[Any], name: str, block: Block, compact: bool) -> None:
-        """name: of a tap or, of a cut one that is left so, of one of its arrays."""
+        """Read a block of a tap into `out`. name: the tap, or an array of a compact one."""
         spec = self.manifest.taps[tap_of(name)]
         if spec.scale is None and (compact or not spec.top):
             self.source.read(name, block, out)
@@ -447,7 +446,9 @@ class TeacherCache:
 
     def _check_view(self, view: int) -> None:
         if not 0 <= view < self.num_views:
-            raise UnknownView(f"no view {view}: {self.path} holds views 0 to {self.num_views - 1}")
+            raise UnknownView(
+                f"no view {view}: {self.path} contains views 0 to {self.num_views - 1}"
+            )
 
     def _checked_taps(self, taps: Sequence[str] | None) -> list[str]:
         if taps is None:

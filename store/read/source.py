@@ -1,4 +1,4 @@
-"""Where the arrays of a cache lie: what every backend offers, and which backend a path names.
+"""The interface of every backend that reads a cache's arrays, and the backend of a path.
 
 tests/support/caches/store_contract.py is the suite that each backend passes.
 """
@@ -36,17 +36,17 @@ class Source(Protocol):
 
     @property
     def unreadable_lines(self) -> Sequence[str]:
-        """The places of journal lines that are there but cannot be read."""
+        """The positions of unreadable journal lines."""
         ...
 
     @property
     def fix(self) -> str | PassCommand:
-        """What repairs damage."""
+        """The command that repairs damage."""
         ...
 
     @property
     def coverage(self) -> Coverage:
-        """Which chunks are committed."""
+        """The committed chunks."""
         ...
 
     def read(self, array: str, block: Block, out: NDArray[Any]) -> None:
@@ -58,35 +58,35 @@ class Source(Protocol):
         ...
 
     def fetch(self, chunks: Sequence[tuple[str, Block]]) -> None:
-        """Bring chunks that are about to be read here, many at a time, where they lie elsewhere."""
+        """Fetch chunks that will be read, many at a time, if the cache is remote."""
         ...
 
     def at_once(
         self, function: Callable[[Item], Result], items: Iterable[Item], num_bytes: int
     ) -> Iterator[Result]:
-        """Yield function(item) in order, as many at a time as suits the place.
+        """Yield function(item) in order, several at a time as suits the place.
 
-        num_bytes: that all of them read.
+        num_bytes: read by all of them.
         """
         ...
 
     def mapped(self, array: str, block: Block) -> NDArray[Any]:
-        """The rows of the block, (rows, ...), as its file holds them, mapped into memory.
+        """Map the rows of the block, (rows, ...), into memory as they are stored.
 
-        Compares no checksum. Raises CacheDamaged where the file is gone or has another size.
+        Compares no checksum. Raises CacheDamaged if the file is missing or has another size.
         """
         ...
 
     def size_fault(self, array: str, block: Block) -> Fault | None:
-        """What is wrong with a committed block as far as it can be told without reading it."""
+        """Return the fault of a committed block that is visible without reading it."""
         ...
 
     def read_whole(self, name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """An array that is stored in one piece (labels, preview). Raises CacheDamaged."""
+        """Read an array that is stored in one piece (labels, preview). Raises CacheDamaged."""
         ...
 
     def metadata_faults(self, taps: Collection[str]) -> list[Fault]:
-        """What is wrong with the description of the arrays, other taps than these left out."""
+        """Return the faults in the description of the arrays of these taps."""
         ...
 
     def faults(
@@ -96,21 +96,24 @@ class Source(Protocol):
         num_views: int | None = None,
         on_chunk: Callable[[int], None] | None = None,
     ) -> list[Fault]:
-        """Committed blocks of the first views (default: of all) that are not sound.
+        """Return the faults of committed blocks in the first views (default: all).
 
-        every_byte: compare every checksum, of labels and preview too; else only what needs no
-        reading, such as sizes. on_chunk: called with the bytes of each block that was checked.
+        every_byte: compare every checksum, including labels and preview; otherwise only properties
+        that need no reading, such as sizes. on_chunk: called with the bytes of each checked block.
         """
         ...
 
 
 def open_source(path: Path) -> Source:
-    """The arrays at `path`, complete or not. Raises CacheMissing, CacheDamaged, CacheMismatch."""
+    """Open the arrays at `path`, complete or not.
+
+    Raises CacheMissing, CacheDamaged, CacheMismatch.
+    """
     return open_steadily(changed_place(path), partial(_open, path))
 
 
 def changed_place(path: Path) -> Place:
-    """Return the place at which other processes change the cache: of a mirror, its origin."""
+    """Return the place at which other processes change the cache: a mirror's origin."""
     mirror = mirror_of(path.parent)
     return place_at(path if mirror is None else mirror.url / path.name)
 

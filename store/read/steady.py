@@ -1,14 +1,14 @@
-"""Opening a cache while another process grows or trims it: the old one or the new one, never both.
+"""Open a cache while another process grows or trims it: either the old one or the new one.
 
-A writer replaces the manifest in one step and keeps all around it readable by the manifest that is
-there, in this order:
+A writer replaces the manifest in one step. Everything else stays readable with the current
+manifest, because it changes in this order:
 
     growing   zarr.json.next, [on a store: journal], manifest, zarr.json, chunks, journal lines
     trimming  zarr.json.next, manifest, zarr.json, journal lines, chunks
 
 A reader takes several steps: manifest, journal, zarr.json, labels. If the manifest is replaced in
-between, what follows may belong to the new one only. So an error is believed if the manifest is
-still the one from before; else the cache is opened again.
+between, the following files may belong only to the new one. So an error only counts if the manifest
+has not changed; otherwise the cache is opened again.
 """
 
 from __future__ import annotations

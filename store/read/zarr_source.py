@@ -1,7 +1,7 @@
-"""A cache of zarr chunks at a place, which are read straight into arrays and checked.
+"""A cache of zarr chunks at a place, which are read directly into arrays and checked.
 
-Plain zarr slicing returns the same values. This path skips its copies, and also compares each
-checksum with the journal's, which finds a chunk that was exchanged for another valid one.
+Plain zarr slicing returns the same values. This module avoids its copies, and also compares each
+checksum with the journal's, which detects a chunk that was replaced by another valid one.
 
 The keys below `s3://bucket/prefix/<cache>` are the files of a cache's folder, with the same bytes.
 A bucket is read directly for inspecting, checking and copying; training reads it through a mirror.
@@ -78,9 +78,9 @@ from teach_once.store.read.mirror import Mirror
 
 @dataclass(frozen=True)
 class ZarrSource:
-    """Reads the arrays of a cache at a place. The methods are those of `store.read.source.Source`.
+    """Reads the arrays of a cache at a place, with the methods of `store.read.source.Source`.
 
-    fix: repairs damage.
+    fix: the command that repairs damage.
     """
 
     place: ReadablePlace
@@ -160,7 +160,7 @@ class ZarrSource:
 
         def check(file: BinaryIO, found: int) -> str | None:
             nonlocal values
-            if found != size:  # before memory is taken for bytes that are not there
+            if found != size:  # before memory is allocated for missing bytes
                 return wrong_size(found, size)
             values = np.empty(shape, dtype)
             return read_opened(file, found, values, size, chunk.crc32c)
@@ -238,7 +238,7 @@ class ZarrSource:
         return [fault for fault in faults if fault is not None]
 
     def _keys(self, num_views: int) -> Iterable[ChunkKey]:
-        """The committed chunks of the first views, listed view by view."""
+        """Yield the committed chunks of the first views, view by view."""
         for array, there in self.journal.there.items():
             for view in np.flatnonzero(there[:num_views].any(axis=1)).tolist():
                 for block in np.flatnonzero(there[view]).tolist():
@@ -267,13 +267,15 @@ def _differ(crc32c: NDArray[np.uint32], there: NDArray[np.bool_]) -> NDArray[np.
 
 
 def _refuse_names_without_text(cache: Path, teacher: str) -> None:
-    """Raise CacheDamaged where the zarr group holds a name that zarr itself could not list."""
+    """Raise CacheDamaged if the zarr group contains a name that zarr itself could not list."""
     try:
         names = listed_inside(cache, ZARR_GROUP)
     except FileNotFoundError:
         return
     for name in names:
-        if any("\udc80" <= character <= "\udcff" for character in name):  # as os.fsdecode says it
+        if any(
+            "\udc80" <= character <= "\udcff" for character in name
+        ):  # the encoding of os.fsdecode
             octal = "".join(f"\\{byte:03o}" for byte in os.fsencode(name))
             command = f"rm -r {shlex.quote(str(cache / ZARR_GROUP))}/$'{octal}' && "
             raise CacheDamaged(
@@ -347,14 +349,14 @@ def open_mirrored(path: Path, mirror: Mirror) -> ZarrSource:
 
 
 def _described(origin: Bucket, remote: ZarrSource) -> Mapping[str, bytes]:
-    """Return the zarr metadata and the journal of a cache, compared: key -> content.
+    """Return the zarr metadata and the journal of a cache, verified: key -> content.
 
-    Raises CacheDamaged if a zarr.json is not the manifest's.
+    Raises CacheDamaged if a zarr.json does not match the manifest.
     """
     manifest, documents = remote.manifest, dict[str, bytes]()
     for name, text in zarr_metadata(manifest).items():
         key, checksum = f"{ZARR_GROUP}/{name}", manifest.zarr_crc32c[name]
-        if checksum_of(text) != checksum:  # another version of zarr spells it otherwise
+        if checksum_of(text) != checksum:  # another version of zarr writes it differently
             text = origin.get(key, MAX_METADATA_BYTES)
             if checksum_of(text) != checksum:
                 fault = Fault("zarr metadata damaged", remote.path / key)
@@ -370,7 +372,7 @@ def remote_manifest(bucket: Bucket) -> tuple[Manifest, bytes]:
     try:
         return _fetched_manifest(bucket)
     except CacheDamaged:
-        return _fetched_manifest(bucket)  # it may only have arrived so
+        return _fetched_manifest(bucket)  # the damage may be in the transfer only
 
 
 def _fetched_manifest(bucket: Bucket) -> tuple[Manifest, bytes]:

@@ -1,1 +1,1 @@
-"""Create, resume and grow a cache, and commit its blocks."""
+"""Write caches: the writers, and the blocks that are pending."""

@@ -1,8 +1,8 @@
-"""Creates, resumes or grows a cache on an object store, and commits whole blocks to it.
+"""Create, resume or grow a cache on an object store, and commit whole blocks to it.
 
-Any number of writers, on any machines, may do so at the same time, of one job or not; none has a
-lock. Each computes its share, then what is still missing, until nothing is: whoever is killed
-leaves its share to the others. `store.place.bucket_log` says what a commit is.
+Any number of writers on any machines, of one job or several, may do so at the same time without a
+lock. Each computes its share, then the blocks that are still missing, until none is. So the others
+take over the share of a killed writer. `store.place.bucket_log` describes a commit.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from teach_once.store.write.writer import copied_arrays
 class RemoteBlocks:
     """Commits whole blocks of the cache at `url`.
 
-    spool_folder: of this process alone, on this machine, for records of unfinished blocks.
+    spool_folder: this process's own folder on this machine for records of unfinished blocks.
     """
 
-    rank = 0  # of this process in its spool folder, which it has for itself
+    rank = 0  # this process is alone in its spool folder
 
     def __init__(
         self, url: ObjectUrl, manifest: Manifest, spool_folder: Path, before: Before
@@ -61,16 +61,16 @@ class RemoteBlocks:
 
     @property
     def before(self) -> Before:
-        """What this writer knows of older lines, for writers on other nodes."""
+        """This writer's knowledge of older lines, for writers on other nodes."""
         return self._log.before
 
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
         """Commit one whole block of some taps: tap -> (rows of the block, *tap shape).
 
-        A chunk that another writer has put is adopted. "sample_digest" counts as a tap here.
-        Raises SamplesChanged if other views of these samples were computed from other bytes;
-        BadTeacherOutput if a value is not finite or overflows the tap's dtype; ValueError if taps
-        or shapes are not those of the cache; ObjectsUnreachable.
+        An existing chunk of another writer is adopted. "sample_digest" counts as a tap here. Raises
+        SamplesChanged if other views of these samples were computed from other bytes,
+        BadTeacherOutput if a value is not finite or overflows the tap's dtype, ValueError if taps
+        or shapes do not fit the cache, ObjectsUnreachable.
         """
         arrays = stored_arrays(self.manifest.stored, block, records)
         self._log.commit(block, encode_chunks(self.manifest, arrays))
@@ -81,18 +81,18 @@ class RemoteBlocks:
         return [item for item, is_done in zip(group, there, strict=True) if not is_done]
 
     def refuse_if_too_full(self, work: Sequence[Work]) -> None:
-        """Do nothing: a bucket has room."""
+        """Do nothing: a bucket has no size limit."""
 
     @contextmanager
     def refusing_full(self) -> Iterator[None]:
-        """Raise CacheFull where this machine has no room for records of unfinished blocks."""
+        """Raise CacheFull if this machine has no space for records of unfinished blocks."""
         fix = PassCommand(self.manifest.teacher, before="make room, then: ")
         purpose = " for the records of unfinished blocks; committed blocks are saved"
         with full_disk_as_error(self.spool_folder, fix, purpose), refusals_of(self.spool_folder):
             yield
 
 
-_MANY_LINES = 1000  # each takes a request to read
+_MANY_LINES = 1000  # reading each takes a request
 
 
 class RemoteWriter(RemoteBlocks):
@@ -122,10 +122,10 @@ class RemoteWriter(RemoteBlocks):
     ) -> RemoteWriter:
         """Create the cache at `url`, or resume it if it exists and has the same identity.
 
-        A cache with fewer views or taps grows. Afterwards `work` is this process's share of what is
-        missing or found to be damaged. folder: on this machine, for records of unfinished blocks.
-        The others are as of `CacheWriter.open`. Raises CacheMismatch, CacheError where the store
-        ignores conditions, ObjectsUnreachable, CacheNotWritable.
+        A cache with fewer views or taps grows. Afterwards `work` contains this process's share of
+        the missing and damaged blocks. folder: on this machine, for records of unfinished blocks.
+        The other arguments are as in `CacheWriter.open`. Raises CacheMismatch, CacheError if the
+        store ignores conditions, ObjectsUnreachable, CacheNotWritable.
         """
         Bucket(url.parent).refuse_unconditional()
         objects = Bucket(url)
@@ -141,7 +141,7 @@ class RemoteWriter(RemoteBlocks):
 
     def _find_work(self, check_every_byte: bool) -> None:
         journal = self._log.read_lines()
-        if journal.num_loose >= _MANY_LINES:  # so that nobody has to read them again
+        if journal.num_loose >= _MANY_LINES:  # other processes need not read them again
             journal = put_whole_journal(self._bucket, self.manifest, journal)
         source = bucket_source(self._bucket, self.manifest, journal.committed)
         asked = self._asked
@@ -149,23 +149,25 @@ class RemoteWriter(RemoteBlocks):
             source, asked.num_views, asked.taps, check_every_byte=check_every_byte
         )
         self._log.before = _before(self.manifest, journal, pending)
-        self._damaged = [item for item in pending if _position(item) in self.before.unsound]
+        self._damaged = [item for item in pending if _position(item) in self.before.invalid]
         self.work = [item for item in pending if self._is_own(item.block)]
         if self._job.world == 1 and journal.numbers:
-            self.work = _shuffled(self.work)  # another writer may be at work, from the beginning on
+            self.work = _shuffled(
+                self.work
+            )  # another writer may be active, starting at the first block
 
     def _is_own(self, block: Block) -> bool:
-        """Return True if a block is of this rank's share, whatever others have committed since."""
+        """Return True if a block is in this rank's share, whatever others have committed since."""
         manifest, world = self.manifest, self._job.world
         number = block.index
-        if manifest.blocks_per_view < world:  # else all views of a sample are one rank's
+        if manifest.blocks_per_view < world:  # otherwise one rank has all views of a sample
             number += block.view * manifest.blocks_per_view
         return number % world == self._job.rank
 
     def left_over(self) -> list[Work]:
-        """What is still missing, whoever's share it was; in any order.
+        """Return the missing blocks of all shares in random order.
 
-        If nothing is, all that is committed has been put as one whole journal.
+        If there are none, all commits have been put as one whole journal.
         """
         journal = self._log.read_lines()
         coverage = Coverage(self.manifest, journal.committed.there)
@@ -180,7 +182,7 @@ class RemoteWriter(RemoteBlocks):
         return _shuffled(work)
 
     def _put_whole(self, journal: RemoteJournal) -> None:
-        """Put a whole journal, also of what another pass has planned meanwhile."""
+        """Put a whole journal that also contains the plan of another pass."""
         manifest, _ = remote_manifest(self._bucket)
         if (manifest.num_views, manifest.taps) != (self.manifest.num_views, self.manifest.taps):
             journal = read_remote_journal(self._bucket, manifest, every_line=True)
@@ -191,7 +193,7 @@ class RemoteWriter(RemoteBlocks):
         return bytes_of(work, self.manifest)
 
     def copy_block(self, item: Work, source: Source) -> None:
-        """Commit a block copied from another cache, every checksum verified.
+        """Commit a block copied from another cache, with every checksum verified.
 
         Both caches must number these samples alike. Raises CacheDamaged.
         """
@@ -199,9 +201,9 @@ class RemoteWriter(RemoteBlocks):
         self._log.commit(item.block, encode_chunks(self.manifest, arrays))
 
     def finish(self, measured: Mapping[str, Any]) -> None:
-        """Write what the pass measured of the teacher to the manifest, then the index.
+        """Write the pass's metrics of the teacher to the manifest, then the index.
 
-        If another pass has grown the cache meanwhile, the index is that pass's to write.
+        If another pass has grown the cache meanwhile, that pass writes the index.
         """
         self.manifest = replace_measured(self._bucket, measured)
         write_index(self._bucket, self.manifest)
@@ -210,7 +212,7 @@ class RemoteWriter(RemoteBlocks):
             remove_index(self._bucket)
 
     def unused_spool_folders(self) -> Iterator[Path]:
-        """The folders of unfinished blocks' records that no other process uses."""
+        """Yield the folders of unfinished blocks' records that no other process uses."""
         yield self.spool_folder
         for folder in sorted(self.spool_folder.parent.iterdir()):
             if folder != self.spool_folder and folder.is_dir():
@@ -230,9 +232,9 @@ class RemoteWriter(RemoteBlocks):
 
 
 def _before(manifest: Manifest, journal: RemoteJournal, work: Sequence[Work]) -> Before:
-    """What is known of the blocks that are to be committed."""
+    """Return the known state of the blocks that will be committed."""
     there, first = journal.committed.there, journal.newest + 1
-    numbers, unsound = {}, {}
+    numbers, invalid = {}, {}
     for item in work:
         view, block = position = _position(item)
         arrays = (array for tap in item.taps for array in manifest.stored[tap].arrays(tap))
@@ -241,14 +243,12 @@ def _before(manifest: Manifest, journal: RemoteJournal, work: Sequence[Work]) ->
         if committed or number != first:
             numbers[position] = number
         if committed:
-            unsound[position] = committed
-    return Before(first, numbers, unsound)
+            invalid[position] = committed
+    return Before(first, numbers, invalid)
 
 
 def _is_damaged(item: Work, source: ZarrSource) -> bool:
-    """Return True if a chunk is not what its line says: another pass may have repeated an older
-    line.
-    """
+    """Return True if a chunk does not match its line, as if a pass repeated an older line."""
     stored = source.manifest.stored
     arrays = [array for tap in item.taps for array in stored[tap].arrays(tap)]
     faults = in_parallel(lambda array: source.fault_of(array, item.block), arrays)
@@ -260,5 +260,5 @@ def _position(item: Work) -> Position:
 
 
 def _shuffled(work: Sequence[Work]) -> list[Work]:
-    """In an order that no other process has, so that few blocks are computed twice."""
+    """Shuffle differently in each process, so that few blocks are computed twice."""
     return random.Random(secrets.randbits(64)).sample(work, len(work))

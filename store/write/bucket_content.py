@@ -1,7 +1,8 @@
 """The objects that describe a cache in a bucket: put for a new cache, replaced when it grows.
 
-The manifest is put first, and only if absent: of several writers that begin a cache one wins, and
-the others go on with what it has put. It is replaced only if it is still the one that was read.
+The manifest is put first, and only if absent. If several writers begin a cache, one wins, and the
+others continue with its manifest. The manifest is only replaced if it has not changed since it was
+read.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ from teach_once.store.read.zarr_source import parse_remote_manifest, read_metada
 
 Result = TypeVar("Result")
 
-_TRIES = 8  # to change an object, while other writers change it
+_TRIES = 8  # attempts to change an object while other writers change it
 
 
 def begin_cache(
     bucket: Bucket, content: CacheContent, block_rows: int | None
 ) -> tuple[Manifest, bool]:
-    """Create the cache, or grow it if needed; its manifest, and whether that was salvaged.
+    """Create the cache, or grow it if needed; return its manifest, and True if it was salvaged.
 
-    Zarr metadata, labels and preview are put where they are missing or damaged. Salvaged: the old
-    manifest could not be read, or was never put, so that every byte of the cache must be checked.
-    Raises CacheMismatch where another cache is there.
+    Missing or damaged zarr metadata, labels and preview are put. A manifest is salvaged if the old
+    one could not be read or was never put; then every byte of the cache must be checked. Raises
+    CacheMismatch if another cache exists.
     """
     is_salvaged = False
     for _ in range(_TRIES):
@@ -59,7 +60,7 @@ def begin_cache(
         there, _ = remote_manifest(bucket)
         if there.zarr_crc32c == manifest.zarr_crc32c:
             return manifest, is_salvaged
-        # Another pass has grown the cache meanwhile: its metadata must not be the older ones.
+        # Another pass has grown the cache meanwhile: the metadata must not be older than it.
     raise _busy(bucket, MANIFEST)
 
 
@@ -87,7 +88,7 @@ def _begin_manifest(
 
 
 def replace_measured(bucket: Bucket, measured: Mapping[str, Any]) -> Manifest:
-    """Write what a pass measured of the teacher to the manifest, which may have grown meanwhile."""
+    """Write a pass's metrics of the teacher to the manifest, which may have grown meanwhile."""
 
     def replaced(there: FileContent | None) -> Manifest:
         if there is None or there.content is None:
@@ -101,9 +102,9 @@ def replace_measured(bucket: Bucket, measured: Mapping[str, Any]) -> Manifest:
 
 
 def _put_documents(bucket: Bucket, manifest: Manifest, content: CacheContent) -> Manifest:
-    """Put what is missing or damaged.
+    """Put the missing and damaged documents.
 
-    Returns the manifest, which changes where another version of zarr spells the metadata otherwise.
+    Returns the manifest, which changes if another version of zarr writes the metadata differently.
     """
     metadata = zarr_metadata(manifest)
     if metadata_checksums(manifest, metadata) != manifest:
@@ -120,7 +121,7 @@ def _put_documents(bucket: Bucket, manifest: Manifest, content: CacheContent) ->
 
 
 def _settle(bucket: Bucket, key: str, data: bytes) -> None:
-    """Put an object unless it is there; over another one."""
+    """Put an object, possibly over another one, unless it exists with these bytes."""
     for _ in range(_TRIES):
         there = bucket.read(key, len(data))
         if there is not None and there.content == data:
@@ -134,7 +135,7 @@ def _settle(bucket: Bucket, key: str, data: bytes) -> None:
 
 
 def _update_manifest(bucket: Bucket, change: Callable[[FileContent | None], Result]) -> Result:
-    """change(the manifest that is there), again where another process changed it meanwhile."""
+    """Return change(current manifest), repeated if another process changed it meanwhile."""
     for _ in range(_TRIES):
         try:
             return change(_manifest_there(bucket))
@@ -144,7 +145,7 @@ def _update_manifest(bucket: Bucket, change: Callable[[FileContent | None], Resu
 
 
 def _draft(bucket: Bucket, content: CacheContent, block_rows: int | None) -> tuple[Manifest, bool]:
-    """A new manifest; and whether a part of the cache is there, which keeps its block size."""
+    """Return a new manifest, and True if a part of the cache exists, whose block size is kept."""
     arrays = bucket.list_folders(ZARR_GROUP)
     content, rows_there = with_salvaged(bucket.url, content, arrays, partial(read_metadata, bucket))
     manifest = draft_manifest(content, rows_there or block_rows)
@@ -152,9 +153,9 @@ def _draft(bucket: Bucket, content: CacheContent, block_rows: int | None) -> tup
 
 
 def _with_metadata(bucket: Bucket, manifest: Manifest, there: FileContent) -> Manifest:
-    """Replace a manifest and the zarr.json; whoever reads meanwhile finds both sound.
+    """Replace a manifest and the zarr.json files; concurrent readers always find them valid.
 
-    Each new zarr.json is put beside the old one; then the manifest; then each in its own place.
+    Each new zarr.json is put next to the old one, then the manifest, then each under its name.
     """
     metadata = zarr_metadata(manifest)
     manifest = metadata_checksums(manifest, metadata)
@@ -173,7 +174,7 @@ def _with_metadata(bucket: Bucket, manifest: Manifest, there: FileContent) -> Ma
 
 
 def _put(bucket: Bucket, key: str, data: bytes, there: FileContent | None) -> None:
-    """Put an object where there is none, or over this one. Raises CacheBusy where it changed."""
+    """Put an object if absent, or over `there`. Raises CacheBusy if it has changed."""
     if there is not None:
         bucket.replace(key, data, there.tag)
     elif not bucket.create(key, data):
@@ -181,7 +182,7 @@ def _put(bucket: Bucket, key: str, data: bytes, there: FileContent | None) -> No
 
 
 def _manifest_there(bucket: Bucket) -> FileContent | None:
-    """The manifest; fetched again where it is damaged, as it may only have arrived so."""
+    """Fetch the manifest, twice if it is damaged, because the transfer may have failed."""
     there = bucket.read(MANIFEST, MAX_MANIFEST_BYTES)
     if there is None or there.content is None:
         return there
@@ -190,7 +191,7 @@ def _manifest_there(bucket: Bucket) -> FileContent | None:
     except CacheDamaged:
         return bucket.read(MANIFEST, MAX_MANIFEST_BYTES)
     except CacheError:
-        pass  # of another version: the caller says so
+        pass  # another version, which the caller reports
     return there
 
 

@@ -50,9 +50,7 @@ def open_destination(
 
 
 class Handout(NamedTuple):
-    """The data that a process on another machine needs to write blocks. before: of a cache at a
-    URL.
-    """
+    """The data that another machine needs to write blocks. before: for caches at URLs."""
 
     path: Path
     manifest: Manifest
@@ -60,7 +58,7 @@ class Handout(NamedTuple):
 
 
 def handout_of(destination: Destination) -> Handout:
-    """Return the handout for the blocks that `destination` lacks."""
+    """Return the data that other machines need to write the blocks that `destination` lacks."""
     before = destination.before if isinstance(destination, RemoteWriter) else None
     return Handout(destination.path, destination.manifest, before)
 
@@ -68,9 +66,9 @@ def handout_of(destination: Destination) -> Handout:
 def writer_on_node(
     handout: Handout, work: Sequence[Work], spool_folder: Path
 ) -> AsideWriter | RemoteBlocks:
-    """Return a writer into a shared folder, for the driver to commit, or a writer to a store.
+    """Return a writer into a shared folder, which the driver commits, or a writer to a store.
 
-    spool_folder: as of `RemoteBlocks`, of a cache at a URL.
+    spool_folder: as in `RemoteBlocks`, for a cache at a URL.
     """
     place = place_at(handout.path)
     if isinstance(place, Bucket):

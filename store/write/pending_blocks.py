@@ -64,12 +64,10 @@ def bytes_of(work: Sequence[Work], manifest: Manifest) -> int:
 def unfinished(
     manifest: Manifest, coverage: Coverage, num_views: int, taps: Collection[str]
 ) -> Iterator[tuple[Block, set[str]]]:
-    """Yield each block with taps that must be computed for `num_views` views of `taps`, and those
-    taps.
+    """Yield each block that needs taps for `num_views` views of `taps`, with these taps.
 
-    Everything else stays as complete as it is: further complete views get the new taps, and other
-    missing taps of a block are computed with it because the teacher runs anyway. Growth that was
-    given up stays unfinished.
+    Further complete views get the new taps. A block's other missing taps are computed with it
+    because the teacher runs anyway. Abandoned growth stays unfinished.
     """
     views = min(max(num_views, coverage.num_complete_views()), manifest.num_views)
     lacking = {tap: coverage.lacking(tap, views) for tap in manifest.stored}

@@ -1,9 +1,9 @@
-"""Blocks that one process writes and another commits: a node of a cluster, and its driver.
+"""Blocks that one process writes and another commits: a cluster node and its driver.
 
-The node writes chunks into the cache's folder under names that nobody reads. The driver, which
-alone has locked the cache, renames them and appends to the journal. So a block that is computed
-twice, or by a node that was given up for dead, changes nothing that is committed, and no node
-needs the lock.
+The node writes chunks into the cache's folder under temporary names, which no reader uses. The
+driver, which holds the cache's lock, renames them and appends to the journal. So a block that is
+computed twice, or by a node that was considered dead, changes no committed data, and nodes need no
+lock.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _NAME_BITS = 63
 
 
 class Written(NamedTuple):
-    """A block whose chunks lie beside their names. chunks: array -> that file's name, crc32c."""
+    """A block with chunks in temporary files. chunks: array -> file name and crc32c."""
 
     block: Block
     chunks: dict[str, tuple[str, int]]
 
 
 class AsideWriter:
-    """Writes blocks of the cache at `path`, for another process to commit; `written` lists them."""
+    """Writes blocks of the cache at `path` for another process to commit; `written` lists them."""
 
     def __init__(self, path: Path, manifest: Manifest, work: Sequence[Work]) -> None:
         self.path, self.manifest, self._work = path, manifest, work
@@ -46,23 +46,23 @@ class AsideWriter:
 
     @property
     def rank(self) -> int:
-        """A number that no other process has, for names of its own."""
+        """A number that no other process has, for unique names."""
         return self._number
 
     @property
     def spool_folder(self) -> Path:
-        """Where records of unfinished blocks lie."""
+        """The folder for records of unfinished blocks."""
         return self.path
 
     def outstanding(self, group: Sequence[Work]) -> list[Work]:
-        """All of these blocks: the driver gives each to one process."""
+        """Return all of these blocks, because the driver gives each to one process only."""
         return list(group)
 
     def write_block(self, block: Block, records: Mapping[str, NDArray[Any]]) -> None:
-        """Write one whole block of some taps, flushed: tap -> (rows of the block, *tap shape).
+        """Write and flush one whole block of some taps: tap -> (rows of the block, *tap shape).
 
-        Raises as `CacheWriter.write_block` does, but leaves it to the committing process to compare
-        the samples' checksums with those of other views.
+        Raises as `CacheWriter.write_block`, except SamplesChanged: the committing process compares
+        the samples' checksums with other views.
         """
         chunks: dict[str, tuple[str, int]] = {}
         with self.refusing_full():
@@ -84,14 +84,12 @@ class AsideWriter:
             raise full_error(self.path, self.manifest.teacher, needed, free)
 
     def refusing_full(self) -> AbstractContextManager[None]:
-        """Raise CacheFull where the disk has no room, CacheNotWritable where it does not permit."""
+        """Raise CacheFull if the disk is full, CacheNotWritable if writing is not permitted."""
         needed = partial(bytes_of, self._work, self.manifest)
         return refusing_full(self.path, self.manifest.teacher, needed)
 
 
 def aside_of(chunk: str, number: int) -> str:
-    """A name in the chunk's folder that `runtime.safe.confined.remove_leftovers` takes for a
-    leftover.
-    """
+    """Return a temporary name that `runtime.safe.confined.remove_leftovers` recognizes."""
     place = PurePath(chunk)
     return str(place.with_name(f".{place.name}.{number}.tmp"))

@@ -1,4 +1,4 @@
-"""Creates, resumes or grows a cache, and commits whole blocks to it.
+"""Create, resume or grow a cache, and commit whole blocks to it.
 
 One process, or the ranks of one job, hold the folder's lock. `store.place.commit_log` explains the
 order of a commit.
@@ -76,7 +76,7 @@ from teach_once.store.write.staging import Written
 
 
 class CacheWriter:
-    """Fills a cache, which this process, or its job, has locked. A context manager."""
+    """Fills a cache that this process or its job has locked. A context manager."""
 
     def __init__(
         self, path: Path, manifest: Manifest, asked: CacheContent, lock: WriterLock, job: Job
@@ -86,7 +86,7 @@ class CacheWriter:
         self._asked, self._lock, self._job = asked, lock, job
         self._log = FolderLog(path, manifest, job.rank)
         self.work: list[Work] = []
-        self._damaged: list[Work] = []  # that was found by reading, and is not repaired yet
+        self._damaged: list[Work] = []  # found by reading, not repaired yet
         self._adopted: set[tuple[Block, frozenset[str]]] = set()
 
     @classmethod
@@ -101,11 +101,11 @@ class CacheWriter:
     ) -> CacheWriter:
         """Create the cache at `path`, or resume it if it exists and has the same identity.
 
-        A cache with fewer views or taps grows. One with more keeps them, but what is missing of
-        those stays missing. Afterwards `work` is this process's share of what is missing or found
-        to be damaged. check_every_byte: look for damage in every byte, not in sizes alone.
-        block_rows: a power of two, for a new cache; an existing one keeps its own.
-        Raises CacheMismatch, CacheBusy, CacheNotWritable, CacheFull.
+        A cache with fewer views or taps grows. A cache with more keeps them, but its other missing
+        blocks stay missing. Afterwards `work` contains this process's share of the missing and
+        damaged blocks. check_every_byte: find damage by reading every byte, not only by sizes.
+        block_rows: a power of two, for a new cache; an existing one keeps its own. Raises
+        CacheMismatch, CacheBusy, CacheNotWritable, CacheFull.
         """
         job = job or Job()
         with refusals_of(path):
@@ -136,7 +136,9 @@ class CacheWriter:
             refuse_another(path, writer.manifest, content)
             found = read_job_list(path, job, writer.manifest)
             writer._damaged = found.damaged
-            left = {item.block for item in writer.pending()}  # others may have done a late one's
+            left = {
+                item.block for item in writer.pending()
+            }  # other ranks may have done a late rank's share
             share = found.pending[job.rank :: job.world]
             writer.work = [item for item in share if item.block in left]
             return writer
@@ -160,28 +162,30 @@ class CacheWriter:
 
     @property
     def spool_folder(self) -> Path:
-        """Where records of unfinished blocks lie."""
+        """The folder for records of unfinished blocks."""
         return self.path
 
     def unused_spool_folders(self) -> Iterator[Path]:
-        """The folders of such records that no other process uses, once the cache is complete."""
+        """Yield the folders of such records that no other process uses, for a complete cache."""
         yield self.path
 
     def outstanding(self, group: Sequence[Work]) -> list[Work]:
-        """Those blocks that nobody has committed meanwhile: all, since the cache is locked."""
+        """Return the blocks that are not committed meanwhile: all, because the cache is locked."""
         return list(group)
 
     def _find_work(self, *, check_every_byte: bool) -> list[Work]:
-        """All that is missing or damaged; what is damaged is remembered until it is repaired."""
+        """Return the missing and damaged blocks; damaged ones are remembered until they are
+        repaired.
+        """
         source, asked = open_folder(self.path, self.manifest), self._asked
         work = pending_work(source, asked.num_views, asked.taps, check_every_byte=check_every_byte)
         self._damaged = committed_work(source, work)
         return work
 
     def pending(self) -> list[Work]:
-        """Every block with the taps that are asked for and not committed, or not sound.
+        """Return every block with requested taps that are not committed, or damaged.
 
-        Of blocks that were sound when the cache was opened, only the sizes are compared.
+        Blocks that were valid when the cache was opened are only checked by size.
         """
         source, asked = open_folder(self.path, self.manifest), self._asked
         work = pending_work(source, asked.num_views, asked.taps, check_every_byte=False)
@@ -189,16 +193,16 @@ class CacheWriter:
         return with_damaged(self.manifest, work, self._damaged)
 
     def left_over(self) -> list[Work] | None:
-        """What other ranks of the job left unfinished; None while one of them is still running.
+        """Return the unfinished blocks of other ranks; None while one of them is still running.
 
-        After None this process must not write any more. What is committed from now on has a
-        journal file of its own, newer than those of other ranks, whose lines it may replace.
+        After None this process must not write any more. Later commits go to a new journal file,
+        which is newer than the other ranks' files and may replace their lines.
         """
-        self._adopted.clear()  # what is damaged since is written again
+        self._adopted.clear()  # blocks damaged since then are written again
         self._log.close()
         if not self._lock.alone():
             return None
-        remove_temporary_files(self.path, self.manifest)  # of ranks that were killed
+        remove_temporary_files(self.path, self.manifest)  # left by killed ranks
         return self.pending()
 
     def bytes_of(self, work: Sequence[Work]) -> int:
@@ -218,9 +222,8 @@ class CacheWriter:
         """Commit one whole block of some taps: tap -> (rows of the block, *tap shape).
 
         "sample_digest" counts as a tap here. Raises SamplesChanged if other views of these samples
-        were computed from other bytes; BadTeacherOutput if a value is not finite or overflows the
-        tap's dtype; ValueError if taps or shapes are not those of the cache; CacheFull,
-        CacheNotWritable.
+        were computed from other bytes, BadTeacherOutput if a value is not finite or overflows the
+        tap's dtype, ValueError if taps or shapes do not fit the cache, CacheFull, CacheNotWritable.
         """
         arrays = stored_arrays(self.manifest.stored, block, records)
         if SAMPLE_DIGEST in records:
@@ -229,12 +232,12 @@ class CacheWriter:
             self._log.commit(block, encode_chunks(self.manifest, arrays))
 
     def refusing_full(self) -> AbstractContextManager[None]:
-        """Raise CacheFull where the disk has no room, CacheNotWritable where it does not permit."""
+        """Raise CacheFull if the disk is full, CacheNotWritable if writing is not permitted."""
         teacher = self.manifest.teacher
         return refusing_full(self.path, teacher, lambda: self.bytes_of(self.pending()))
 
     def copy_block(self, item: Work, source: Source) -> None:
-        """Commit a block copied from another cache, every checksum verified.
+        """Commit a block copied from another cache, with every checksum verified.
 
         Both caches must number these samples alike. Raises CacheDamaged.
         """
@@ -242,16 +245,16 @@ class CacheWriter:
         self._log.commit(item.block, encode_chunks(self.manifest, arrays))
 
     def finish(self, measured: Mapping[str, Any]) -> None:
-        """Write what the pass measured of the teacher to the manifest, then the index."""
+        """Write the pass's metrics of the teacher to the manifest, then the index."""
         self.manifest = dataclasses.replace(self.manifest, measured=dict(measured))
         write_manifest(self.path, self.manifest)
         write_index(Folder(self.path), self.manifest)
 
     def commit_written(self, written: Written) -> bool:
-        """Commit a block that another process wrote aside (`store.write.staging`).
+        """Commit a block that another process wrote to temporary files (`store.write.staging`).
 
-        False, and its files are removed, where this writer has committed the same one before.
-        Raises SamplesChanged, CacheMissing where the files are not there, CacheNotWritable.
+        Returns False and removes the files if this writer has already committed the block. Raises
+        SamplesChanged, CacheMissing if the files are missing, CacheNotWritable.
         """
         block, arrays = written.block, self.manifest.arrays
         names = {
@@ -276,7 +279,7 @@ class CacheWriter:
         return True
 
     def _digests_in(self, aside: str, block: Block) -> NDArray[Any]:
-        """Return the samples' digests that a node wrote, (rows of the block, 16) uint8."""
+        """Return the samples' digests that a node wrote: (rows of the block, 16) uint8."""
         with open_inside(self.path, aside) as file:
             content = file.read(DIGEST_BYTES * block.rows)
         return np.frombuffer(content, np.uint8).reshape(-1, DIGEST_BYTES)
@@ -290,12 +293,12 @@ class CacheWriter:
         if found != size:
             raise CacheMissing(
                 f"{self.path / aside}, which another node wrote, is "
-                f"{'not there' if found is None else f'truncated: {found:,} of {size:,} bytes'}",
+                f"{'missing' if found is None else f'truncated: {found:,} of {size:,} bytes'}",
                 fix="choose a folder that all nodes share, with --caches DIR",
             )
 
     def remove_asides(self) -> None:
-        """Remove what nodes wrote and nobody will commit, once the work is done."""
+        """Remove temporary files of nodes that will not be committed, after the work is done."""
         for array in self.manifest.arrays:
             remove_leftovers(self.path, f"{ZARR_GROUP}/{array}")
 
@@ -328,7 +331,7 @@ class CacheWriter:
 
 
 def _changes_by_opening(path: Path, content: CacheContent) -> bool:
-    """Return True if a writer changes what an index names before it commits anything."""
+    """Return True if opening a writer changes files that an index lists."""
     try:
         manifest = read_manifest(path)
     except CacheError:
@@ -338,7 +341,7 @@ def _changes_by_opening(path: Path, content: CacheContent) -> bool:
 
 
 def copied_arrays(item: Work, source: Source, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """Array name -> rows of the block, read from another cache. Raises CacheDamaged."""
+    """Read a block from another cache: array name -> rows of the block. Raises CacheDamaged."""
     arrays = {}
     for tap in item.taps:
         for name, spec in manifest.stored[tap].arrays(tap).items():

@@ -203,7 +203,7 @@ def test_a_special_file_in_place_of_a_document_is_one_error(
     if name == "manifest.json":
         assert "unusable" in capsys.readouterr().out
     assert cli(["check", "--caches", str(cache.parent)]) == 1
-    assert f"{sound} is sound" in capsys.readouterr().out
+    assert f"{sound} is valid" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])

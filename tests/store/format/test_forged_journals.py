@@ -220,4 +220,4 @@ def test_one_bad_cache_stops_neither_list_nor_check(
     assert cli(["list", "--caches", str(bad.parent)]) == 0
     assert "unusable" in capsys.readouterr().out
     assert cli(["check", "--caches", str(bad.parent)]) == 1
-    assert f"{cache_to_forge} is sound" in capsys.readouterr().out
+    assert f"{cache_to_forge} is valid" in capsys.readouterr().out

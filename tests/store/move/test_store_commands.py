@@ -55,7 +55,7 @@ def test_list_shows_complete_unfinished_and_unusable_caches(
     assert "25.0 % done" in lines[unfinished.name]
     assert "unusable" in lines[broken.name]
     assert cli(["list", "--caches", "nowhere"]) == 0
-    assert "holds no cache" in capsys.readouterr().out
+    assert "contains no cache" in capsys.readouterr().out
 
 
 def test_info_says_what_the_cache_is(
@@ -88,7 +88,7 @@ def test_check_reads_every_byte(
 ) -> None:
     _, path = made
     assert cli(["check", str(path)]) == 0
-    assert "is sound: " in capsys.readouterr().out
+    assert "is valid: " in capsys.readouterr().out
     flip(path / "teacher.zarr" / "stage1" / "c.2.1.0", 5)
     (path / "teacher.zarr" / "logits" / "c.0.0.0").unlink()
     assert cli(["check", str(path)]) == 1
@@ -109,9 +109,9 @@ def test_check_continues_after_an_unsound_cache(
     (torn / "teacher.zarr" / "logits" / "c.0.0.0").unlink()
     assert cli(["check", "--caches", str(caches)]) == 1
     told = capsys.readouterr()
-    assert f"{sound} is sound" in told.out
-    assert f"{torn} is unsound" in told.out
-    assert "4 of 6 caches are sound" in told.out  # three of them inside the others
+    assert f"{sound} is valid" in told.out
+    assert f"{torn} is invalid" in told.out
+    assert "4 of 6 caches are valid" in told.out  # three of them inside the others
     assert "manifest.json is damaged" in told.err
     assert cli(["check", str(sound), str(torn)]) == 1
     assert cli(["check", "--caches", str(caches / "none")]) == 0

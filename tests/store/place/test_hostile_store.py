@@ -154,7 +154,7 @@ def test_list_without_end_is_refused(
     monkeypatch.setattr(answers, "LIST_SECONDS", 30.0 if page else 0.3)
     with pytest.raises(CacheError, match=r"lists more than 2,000|has not ended a list") as error:
         list(objects_at("s3://bucket").list_files("caches", 2000))
-    assert "fix: look at AWS_ENDPOINT_URL" in str(error.value)
+    assert "fix: check AWS_ENDPOINT_URL" in str(error.value)
 
 
 @pytest.mark.parametrize("page", [FOLDERS, ""])
@@ -299,7 +299,7 @@ def test_url_of_more_folders_than_are_looked_into_asks_for_the_cache(
     monkeypatch.setattr("teach_once.store.read.mirror._MOST_CACHES", 1)
     attach(caches, tmp_path / "mirror", PLENTY)
     server.ask("PUT", "caches/another/x", b"")
-    with pytest.raises(CacheError, match="holds 2 folders, too many to look for") as error:
+    with pytest.raises(CacheError, match="contains 2 folders, too many to look for") as error:
         attach(caches, tmp_path / "mirror", PLENTY)
     assert "fix: name the cache: --cache s3://bucket/caches/CACHE" in str(error.value)
     attach(caches, tmp_path / "mirror", PLENTY, ["t-e4812202"])
@@ -314,4 +314,4 @@ def test_key_that_is_not_a_path_is_named(
     told = capsys.readouterr().err
     assert "could not be reached" not in told
     assert "s3://bucket/caches holds an object whose key is not a path: caches/" in told
-    assert "fix: remove it with the store's own programs" in told
+    assert "fix: remove it with the store's own tools" in told

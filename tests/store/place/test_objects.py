@@ -153,7 +153,7 @@ def test_a_grown_cache_grows_its_copy(url: ObjectUrl, tmp_path: Path) -> None:
     assert grown.num_views == 3
     assert grown.faults() == []
     smaller = a_cache(tmp_path / "smaller")
-    with pytest.raises(CacheMismatch, match="holds more of this cache: 3 views"):
+    with pytest.raises(CacheMismatch, match="contains more of this cache: 3 views"):
         upload(smaller, url)
 
 
@@ -164,7 +164,7 @@ def test_records_of_another_pass_are_not_mixed_in(
     upload(cache, url)
     other = (tmp_path / "t-e4812202/teacher.zarr/logits/c.0.0.0").read_bytes()
     server.ask("PUT", LOGITS, other)  # sound by itself
-    with pytest.raises(CacheMismatch, match=r"logits/c\.1\.0\.0 holds the records of another pass"):
+    with pytest.raises(CacheMismatch, match=r"logits/c\.1\.0\.0 contains records of another pass"):
         upload(cache, url)
 
 
@@ -172,9 +172,9 @@ def test_another_cache_is_not_overwritten(url: ObjectUrl, server: Server, tmp_pa
     cache = a_cache(tmp_path)
     upload(cache, url)
     fill(other := tmp_path / "other" / "t-e4812202", block_rows=8)
-    with pytest.raises(CacheMismatch, match="holds another cache"):
+    with pytest.raises(CacheMismatch, match="contains another cache"):
         upload(other, url)
-    with pytest.raises(CacheMismatch, match="holds another cache"):
+    with pytest.raises(CacheMismatch, match="contains another cache"):
         copy_cache(TeacherCache.open(url / cache.name), other.parent)
 
 
@@ -321,7 +321,7 @@ def test_damage_of_an_object_is_found_named_and_mended(
     assert f"tap logits, view 1, block 0, wrong checksum: s3://bucket/{LOGITS}" in told
     assert "tap stage1, view 0, block 1, chunk has 5 bytes" in told
     assert "zarr metadata missing" in told
-    assert f"{remote} is unsound: 5 faults" in told
+    assert f"{remote} is invalid: 5 faults" in told
     assert "with a valid copy of it, CACHE, also: " in told
     assert "store copy CACHE s3://bucket/caches\n" in told
     assert upload(cache, url) == (2, NUM_CHUNKS - 2)
@@ -340,9 +340,9 @@ def test_list_info_and_check_take_a_url(
     assert cli(["info", f"s3://bucket/{CACHE}"]) == 0
     assert "state      complete" in capsys.readouterr().out
     assert cli(["check", "--caches", "s3://bucket/caches"]) == 0
-    assert f"s3://bucket/{CACHE} is sound" in capsys.readouterr().out
+    assert f"s3://bucket/{CACHE} is valid" in capsys.readouterr().out
     assert cli(["list", "--caches", "s3://bucket/nothing"]) == 0
-    assert "s3://bucket/nothing holds no cache" in capsys.readouterr().out
+    assert "s3://bucket/nothing contains no cache" in capsys.readouterr().out
     assert cli(["info", "s3://nobucket/x"]) == 2
     assert "bucket 'nobucket' not found" in capsys.readouterr().err
     assert not Path("s3:").exists()

@@ -244,7 +244,7 @@ def test_journal_of_the_last_number_says_that_none_is_left(
     with opened(spool, num_views=3) as writer, pytest.raises(CacheError) as error:
         write_item(writer, writer.work[0])
     assert "has a file or a line of the last number, 999999" in str(error.value)
-    assert "fix: remove what has the number 999999 there" in str(error.value)
+    assert "fix: remove the objects with the number 999999" in str(error.value)
     fill_folder(cache, num_views=3)
     with pytest.raises(CacheError, match="has a file or a line of the last number, 999999"):
         copy_cache(TeacherCache.open(cache), path_or_url("s3://bucket/caches"))

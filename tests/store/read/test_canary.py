@@ -49,7 +49,7 @@ def test_the_remedy_is_another_pillow_or_a_new_cache(
     capsys.readouterr()
     assert cli(arguments) == 2
     told = capsys.readouterr().err
-    assert "views replayed from this dataset differ from those the teacher saw" in told
+    assert "views replayed from this dataset differ from the teacher's views" in told
     assert (f"pip install pillow=={pillow}" in told) == (pillow == "11.0.0")
     assert (f"{PIL.__version__} now" in told) == (pillow != PIL.__version__)
     command = told[told.index("mv ") : told.index(" && make cache-teacher TEACHER=")]

@@ -150,10 +150,10 @@ def test_evaluation_cache_is_exported_on_its_own(cache: Path, tmp_path: Path) ->
 
 def test_check_reads_evaluation_caches_too(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli(["check", str(cache)]) == 0
-    assert "2 of 2 caches are sound" in capsys.readouterr().out
+    assert "2 of 2 caches are valid" in capsys.readouterr().out
     flip(next(iter(evaluation_path(cache, "test").glob("teacher.zarr/logits/c.*"))), 3)
     assert cli(["check", str(cache)]) == 1
-    assert "evaluation/test is unsound: 1 fault" in capsys.readouterr().out.replace("\n", "")
+    assert "evaluation/test is invalid: 1 fault" in capsys.readouterr().out.replace("\n", "")
 
 
 def test_evaluation_cache_of_another_parent_is_refused_and_a_fault(

@@ -123,7 +123,7 @@ def test_a_tap_whose_growth_was_interrupted_stops_only_methods_that_read_it(
     assert train(["student", *of_student, "--method", "at"]) == 2
     told = capsys.readouterr().err
     assert (
-        "2 of 12 blocks are committed; the first missing one: tap attention1, view 0, block 2"
+        "2 of 12 blocks are committed; the first missing block is tap attention1, view 0, block 2"
         in told
     )
     assert "fix: make cache-teacher" in told
@@ -174,7 +174,7 @@ def test_views_whose_growth_was_given_up_are_not_asked_for_and_can_be_dropped(
     with pytest.raises(CacheIncomplete) as caught:
         TeacherCache.open(path)
     assert "ARGS=views.count=9" in str(caught.value)
-    trim = str(caught.value).split("to keep only what is complete: ")[1].splitlines()[0]
+    trim = str(caught.value).split("to keep only the complete part: ")[1].splitlines()[0]
     assert trim == f"python -m store trim {path} --views 4"
     assert store_main.cli(shlex.split(trim)[3:]) == 0
     assert TeacherCache.open(path).num_views == 4

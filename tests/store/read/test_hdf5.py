@@ -126,6 +126,6 @@ def test_the_commands(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert cli(["export", str(cache), str(tmp_path / "a.h5")]) == 0
     assert cli(["import", str(tmp_path / "a.h5"), str(tmp_path / "b")]) == 0
     assert cli(["check", str(tmp_path / "a.h5")]) == 0
-    assert "is sound" in capsys.readouterr().out
+    assert "is valid" in capsys.readouterr().out
     assert cli(["export", str(cache), str(tmp_path / "nowhere" / "a.h5")]) == 2
     assert "mkdir -p" in capsys.readouterr().err

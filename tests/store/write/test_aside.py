@@ -80,7 +80,7 @@ def test_files_that_the_committing_process_does_not_see_are_an_error(
         block = written(writer)[0]
         (aside,) = (tmp_path / "c").rglob(block.chunks["logits"][0])
         aside.unlink() if size is None else aside.write_bytes(b"." * size)
-        found = "not there" if size is None else "truncated: 5 of "
+        found = "missing" if size is None else "truncated: 5 of "
         with pytest.raises(CacheMissing, match=rf"(?s){found}.*a folder that all nodes share"):
             writer.commit_written(block)
         assert lines(tmp_path / "c") == 0

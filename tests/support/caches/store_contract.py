@@ -180,7 +180,7 @@ class CacheContract(ABC):
     def test_the_first_views_can_be_opened_alone(self, path: Path) -> None:
         first = TeacherCache.open(path, num_views=1)
         assert (first.read_view(0)["stage1"] == expected_records(0)["stage1"]).all()
-        with pytest.raises(UnknownView, match=r"no view 1: .* holds views 0 to 0"):
+        with pytest.raises(UnknownView, match=r"no view 1: .* contains views 0 to 0"):
             first.read_view(1)
 
     def test_threads_and_forked_processes_read_the_same(self, cache: TeacherCache) -> None:
@@ -203,10 +203,10 @@ class CacheContract(ABC):
     # ---- missing content
 
     def test_unknown_views_taps_and_samples_are_refused(self, cache: TeacherCache) -> None:
-        with pytest.raises(UnknownView, match=r"no view 2: .* holds views 0 to 1"):
+        with pytest.raises(UnknownView, match=r"no view 2: .* contains views 0 to 1"):
             cache.read_view(2)
         with pytest.raises(
-            UnknownTap, match=r"no tap 'attention9': .* holds logits, stage1, correct"
+            UnknownTap, match=r"no tap 'attention9': .* contains logits, stage1, correct"
         ):
             cache.read_view(0, taps=["attention9"])
         for sample in (-1, NUM_SAMPLES):
@@ -218,7 +218,7 @@ class CacheContract(ABC):
             lambda: first.read([0], 1),
             lambda: first.read_block(first.manifest.block(1, 0)),
         ):
-            with pytest.raises(UnknownView, match=r"no view 1: .* holds views 0 to 0"):
+            with pytest.raises(UnknownView, match=r"no view 1: .* contains views 0 to 0"):
                 read()
         with pytest.raises(UnknownView, match=r"ARGS=views\.count=3"):
             TeacherCache.open(cache.path, num_views=3)

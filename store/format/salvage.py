@@ -37,8 +37,9 @@ _FLOATS = ("float16", "float32")
 
 @dataclass(frozen=True)
 class Salvaged:
-    """The recovered content. num_views, block_rows: None if no file states it. taps: those whose
-    form is known.
+    """The recovered content. num_views, block_rows: None if no file states them.
+
+    taps: the taps whose form is known.
     """
 
     num_views: int | None

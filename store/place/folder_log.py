@@ -22,9 +22,9 @@ from teach_once.store.place.folder import Folder
 
 
 class FolderLog:
-    """Commits blocks to the cache in a folder. rank: of this process in its job.
+    """Commits blocks to the cache in a folder. rank: rank of this process in its job.
 
-    The first commit creates the log's file, which is newer than all files that exist then.
+    The first commit creates the log's file, with a higher number than all existing files.
     """
 
     def __init__(self, cache: Path, manifest: Manifest, rank: int = 0) -> None:

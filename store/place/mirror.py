@@ -86,7 +86,7 @@ class MirrorOfBucket:
         except FileNotFoundError:  # the mirror was removed and is recreated
             pass
         with self.mirror.locked() as opened:
-            absent = self._absent(opened, wanted)  # others may have fetched some meanwhile
+            absent = self._absent(opened, wanted)  # other processes may have fetched some
             self.mirror.make_room(opened, sum(each.num_bytes for each in absent))
             for _ in in_parallel(lambda each: self._bring(opened, each), absent):
                 show_progress()

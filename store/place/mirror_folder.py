@@ -41,7 +41,7 @@ from teach_once.runtime.safe.text import one_line
 from teach_once.store.errors import CacheBusy, CacheError, CacheFull
 from teach_once.store.format.spec import ZARR_GROUP
 
-SILENT_SECONDS = 2.0  # after which the user is told what is waited for
+SILENT_SECONDS = 2.0  # then the user is told about the lock
 PATIENCE_SECONDS = 600.0  # without a sign of life, after which the wait ends with an error
 _POLL_SECONDS = 0.001, 0.05  # between two looks: at first, and at most
 _PROCESS = re.compile(rb"[0-9]{1,10}")
@@ -91,7 +91,7 @@ def _owner(handle: int) -> str:
 
 
 MARK = "mirror.lock"  # also tells a mirror from any other folder, of which nothing is removed
-_IN_USE = ".in-use"  # a file of each process: what it needs, one line each
+_IN_USE = ".in-use"  # a file per process with one needed file per line
 _ANNOUNCEMENT = re.compile(r"[0-9]{1,10}-[0-9a-f]{8}")
 _MOST_LINES_BYTES = 2**20
 _VIEWS_KEPT = 2  # of a cache: the current one and the next one
@@ -217,8 +217,7 @@ class MirrorFolder:
         return {path.relative_to(root) for path in paths}
 
     def _needs_of_others(self, opened: OpenRoot) -> set[str]:
-        """Collect the needs of other processes, as from `_need_of`; remove those of ended
-        processes.
+        """Collect the needs of running processes, as from `_need_of`; remove files of ended ones.
 
         A file with another kind of name, or that is not a regular file, is left alone.
         """

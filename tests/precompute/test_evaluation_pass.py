@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,9 @@ def test_evaluation_in_another_transform_is_another_cache(
     assert evaluation_names(setups[0].path) == sorted({usual.path.name, larger.path.name})
     both = [cache.read_view(0)["logits"] for cache in (usual, larger)]
     assert not np.array_equal(*both)
+    shutil.rmtree(usual.path)
+    larger.path.rename(usual.path)
+    assert open_evaluated(setups[0], every_byte=True) is None
 
 
 def test_evaluation_cache_of_a_teacher_with_attention_only_holds_the_means(

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from teach_once.runtime.command.frame import new_app, new_console, run_command
 from teach_once.runtime.errors import Busy
 from teach_once.runtime.safe import files
 from teach_once.runtime.safe.confined import (
+    create_whole,
     open_to_append,
     opened_folder,
     remove_inside,
@@ -454,6 +456,14 @@ def test_a_file_is_flushed_before_it_has_its_name_and_its_folder_afterwards(
 ) -> None:
     write_atomically(tmp_path / "file", b"content")
     assert steps == [("flush", "content"), ("rename", "file"), ("flush", "file")]
+
+
+@pytest.mark.parametrize("write", [write_inside, create_whole])
+def test_a_file_inside_a_folder_is_flushed_and_then_its_folder(
+    tmp_path: Path, steps: list[tuple[str, str]], write: Callable[[Path, str, bytes], object]
+) -> None:
+    write(tmp_path, "file", b"content")
+    assert steps == [("flush", "content"), ("flush", "file")]
 
 
 @pytest.mark.parametrize("earlier", [False, True])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from teach_once.__main__ import COMMANDS, main
+from teach_once.__main__ import COMMANDS, _put_last, main
 from teach_once.precompute.command import cli as precompute
 from teach_once.train.cli.commands import cli as train
 from tests.support.project import ROOT
@@ -136,6 +136,23 @@ def test_a_rank_of_a_launcher_is_refused_with_the_option_that_starts_ranks(
         monkeypatch.setenv(name, value)
     assert main(["train-student", "digits-resnet8", "--method", "ce", *cached]) == 2
     assert "--nproc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["", "/lib"], ["/lib", "/own"]),  # python -m
+        (["/own", "/lib"], ["/lib", "/own"]),
+        (["/bin", "/lib"], ["/bin", "/lib", "/own"]),  # the installed command
+        (["/bin", "/own", "/lib"], ["/bin", "/own", "/lib"]),  # PYTHONPATH
+    ],
+)
+def test_put_last_of_the_current_folder_hides_no_other_module(
+    before: list[str], after: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", before)
+    _put_last("/own")
+    assert sys.path == after
 
 
 def test_every_command_of_the_table_has_help_and_loads_no_torch() -> None:

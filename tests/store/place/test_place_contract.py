@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -215,6 +216,15 @@ class TestFolder(PlaceContract):
         with pytest.raises(BadFile, match="is a symbolic link"):
             write(Folder(self.root), "a/b", b"x")
         assert list(outside.iterdir()) == []
+
+    def test_delete_of_a_file_flushes_its_folder_afterwards(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.put("a/b", b"x")
+        flushed: list[list[str]] = []
+        monkeypatch.setattr("os.fsync", lambda handle: flushed.append(os.listdir(handle)))
+        Folder(self.root).delete("a/b")
+        assert flushed == [[]]
 
     def test_create_without_hard_links_still_keeps_an_existing_file(
         self, monkeypatch: pytest.MonkeyPatch

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 
 from teach_once.configs.schema import StudentNet, ThinNet
 from teach_once.nets.networks.archs import CIFAR_RESNETS, ArchError
-from teach_once.nets.networks.classifier import classifiers_of, embedding_read, read_embedding
+from teach_once.nets.networks.classifier import (
+    classifiers_of,
+    embedding_read,
+    read_embedding,
+    remove_classifier,
+)
 from teach_once.nets.networks.layout import TapError
 from teach_once.nets.networks.names import listed_until, stage_modules
 from teach_once.nets.networks.zoo import build_net
@@ -110,9 +115,26 @@ def build_student(
     """Build the network that a method trains: the config's, or Residual KD's pair of thinner ones.
 
     outputs: the parts of the student that the losses read. hint_stage: of the cache, as "stage2";
-    None: it has none. image_shape: (H, W, C). The weights depend on `seed` alone. Raises ArchError,
-    TapError.
+    None: it has none. num_classes: 0 for a network that returns its embedding (B, D).
+    image_shape: (H, W, C). The weights depend on `seed` alone. Raises ArchError, TapError.
     """
+    network = _with_classifier(
+        net, outputs, hint_stage, num_classes=num_classes or 1, image_shape=image_shape, seed=seed
+    )
+    if not num_classes:
+        remove_classifier(network, image_shape)
+    return network
+
+
+def _with_classifier(
+    net: StudentNet,
+    outputs: Collection[str],
+    hint_stage: str | None,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    seed: int,
+) -> nn.Module:
     if not is_pair(outputs):
         return build_net(net, num_classes=num_classes, image_shape=image_shape, seed=seed)
     if net.init is not None:

@@ -2,11 +2,12 @@
 
 Files and tables hold values by name, {"top1_error": 5.27}. To add a metric, add a record here and
 compute its value where networks are evaluated (`train.engine.evaluation`); run files, printed lines
-and trackers then include it. The report shows errors only.
+and trackers then include it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -42,14 +43,36 @@ class Metric(NamedTuple):
 
     def is_valid(self, value: object) -> bool:
         """Return True for a finite number in the metric's range."""
-        return isinstance(value, float) and self.lowest <= value <= self.highest
+        if not isinstance(value, float) or not math.isfinite(value):
+            return False
+        return self.lowest <= value <= self.highest
 
 
 TOP1_ERROR = Metric("top1_error", "top-1 error")
 TOP5_ERROR = Metric("top5_error", "top-5 error")
-METRICS = {each.name: each for each in (TOP1_ERROR, TOP5_ERROR)}
+# Comparisons with the teacher on test images; `train.engine.comparison` has the definitions.
+TOP1_AGREEMENT = Metric("top1_agreement", "top-1 agreement", is_lower_better=False)
+TEACHER_KL = Metric("teacher_kl", "KL from the teacher", "nats", highest=math.inf, digits=3)
+EMBEDDING_COSINE = Metric(
+    "embedding_cosine",
+    "embedding cosine",
+    "",
+    is_lower_better=False,
+    lowest=-1,
+    highest=1,
+    digits=3,
+)
+NEIGHBOR_DISAGREEMENT = Metric("neighbor_disagreement", "neighbor disagreement")
+METRICS = {
+    each.name: each
+    for each in (
+        *(TOP1_ERROR, TOP5_ERROR),
+        *(TOP1_AGREEMENT, TEACHER_KL, EMBEDDING_COSINE, NEIGHBOR_DISAGREEMENT),
+    )
+}
+ERRORS = (TOP1_ERROR.name, TOP5_ERROR.name)
 # The metrics that can choose the best epoch: the first of them that a run has does.
-DECIDING = (TOP1_ERROR,)
+DECIDING = (TOP1_ERROR, NEIGHBOR_DISAGREEMENT)
 
 
 def deciding_metric(values: Values) -> Metric:
@@ -69,6 +92,12 @@ def format_values(values: Values, width: int = 0) -> str:
     return ", ".join(f"{each.title} {each.format(values[each.name], width)}" for each in known)
 
 
+def format_epoch(values: Values, width: int = 0) -> str:
+    """Format the values that a line of an epoch has room for: errors; without them, all."""
+    errors = {name: value for name, value in values.items() if name in ERRORS}
+    return format_values(errors or values, width)
+
+
 def format_deciding(values: Values) -> str:
     """Format the value that compares this epoch with others: "top-1 error 5.27 %"."""
     metric = deciding_metric(values)
@@ -76,16 +105,21 @@ def format_deciding(values: Values) -> str:
 
 
 def check_values(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return the values read from a file.
+    """Return the values read from a file, one of which chooses the best epoch.
 
     Raises ValueError, which names the first that is not a metric or is outside its range.
     """
+    if not any(metric.name in values for metric in DECIDING):
+        raise ValueError(f"none of {', '.join(each.name for each in DECIDING)} is there")
+    return check_known(values)
+
+
+def check_known(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values read from a file. Raises ValueError as `check_values` does."""
     for name, value in values.items():
         if (metric := METRICS.get(name)) is None:
             raise ValueError(f"{name} is not a metric of this version")
         if not metric.is_valid(value):
             bounds = f"{metric.lowest:g} to {metric.highest:g}"
             raise ValueError(f"{name} is {value!r}, expected a number from {bounds}")
-    if not any(metric.name in values for metric in DECIDING):
-        raise ValueError(f"none of {', '.join(each.name for each in DECIDING)} is there")
     return dict(values)

@@ -8,7 +8,7 @@ weight of `cd` is measured on it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,14 @@ _METHODS = {
     "embedding": "[{loss: ce}, {loss: embedding}]",
     "cd+embedding": "[{loss: ce}, CD, {loss: embedding}]",
 }
+_WITHOUT_LABELS = {
+    "cd": "[CD]",
+    "kd": "[{loss: kd, temperature: 4}]",
+    "embedding": "[{loss: embedding}]",
+    "cd+embedding": "[CD, {loss: embedding}]",
+}
 _BEST_FIRST = ("cd+gkd", "cd+embedding", "kd", "embedding", "cd")
+_BEST_WITHOUT_LABELS = ("embedding", "cd+embedding", "kd", "cd")
 _DISTILL = "distill"
 _INIT = "  # init: timm:pretrained  # start from its published weights, downloaded once"
 
@@ -65,22 +72,25 @@ def student_file(
     """Return the file's text. Raises UserError if no method works."""
     check_arch(arch)
     config = load_teacher(teacher)
-    draft = _Draft(arch, teacher, epochs, batch_size, _stem(arch, config))
+    has_labels = load_dataset(config.dataset).has_labels
+    methods = _METHODS if has_labels else _WITHOUT_LABELS
+    draft = _Draft(arch, teacher, epochs, batch_size, _stem(arch, config), methods)
     stages, why_not = _methods_that_work(draft, config)
-    working = _with_distill({n: terms for n, terms in _METHODS.items() if n not in why_not})
-    has_cd = any("CD" in terms for terms in working.values())
-    cd = _cd_term(draft, stages, config, caches) if has_cd else None
+    works = {name: terms for name, terms in methods.items() if name not in why_not}
+    working = _with_distill(works, _BEST_FIRST if has_labels else _BEST_WITHOUT_LABELS)
+    needs_weight = has_labels and any("CD" in terms for terms in working.values())
+    cd = _cd_term(draft, stages, config, caches) if needs_weight else None
     lines = draft.lines(stages, working, cd)
     left_out = [f"# {name} is left out: {why}" for name, why in why_not.items()]
     return "\n".join([f"# {arch}, taught by {teacher}.", *left_out, *lines, ""])
 
 
-def _with_distill(working: Mapping[str, str]) -> dict[str, str]:
-    """Rename the method that uses most of the cache to `distill`.
+def _with_distill(working: Mapping[str, str], best_first: Sequence[str]) -> dict[str, str]:
+    """Rename the first of `best_first` that works to `distill`.
 
     Every file then has a method of that name, if any method but `ce` works.
     """
-    best = next((name for name in _BEST_FIRST if name in working), None)
+    best = next((name for name in best_first if name in working), None)
     renamed = {name: terms for name, terms in working.items() if name != best}
     return renamed | ({_DISTILL: working[best]} if best else {})
 
@@ -115,6 +125,7 @@ class _Draft:
     epochs: int
     batch_size: int
     stem: str
+    methods: Mapping[str, str]  # all that are tried
 
     def lines(
         self, stages: str, methods: Mapping[str, str], cd: _CdTerm | None = None
@@ -162,7 +173,7 @@ def _has_published_weights(arch: str) -> bool:
 def _methods_that_work(draft: _Draft, teacher: TeacherConfig) -> tuple[str, dict[str, str]]:
     """Return the stages to write ("": the architecture's own), and why some methods do not work.
 
-    Raises ArchError if the student cannot even learn from labels.
+    Raises UserError if the student cannot even learn from labels, or, without labels, at all.
     """
     from teach_once.train.method.ensemble_taps import combine_taps
     from teach_once.train.runs.check_methods import (
@@ -178,12 +189,12 @@ def _methods_that_work(draft: _Draft, teacher: TeacherConfig) -> tuple[str, dict
     config = _config_of(draft, stages, teacher)
     planned = TapsOfTeacher.of_config(teacher, Path("caches"))
     why_not: dict[str, str] = {}
-    for name, terms in config.methods.items():
+    for name in config.methods:
         try:
             planned.check(config, [name])
-            check_student(config, terms, combine_taps([taps], [1.0]), shape, dataset.num_classes)
+            check_student(config, name, combine_taps([taps], [1.0]), shape, dataset.num_classes)
         except UserError as error:
-            if name == "ce":
+            if name == "ce" or len(why_not) == len(config.methods) - 1:
                 raise
             why_not[name] = error.problem.split(";")[0].splitlines()[-1].strip()
     return stages, why_not
@@ -234,7 +245,7 @@ def _stages(arch: str, wanted: int) -> str:
 
 def _config_of(draft: _Draft, stages: str, teacher: TeacherConfig) -> StudentConfig:
     """Return the config that would be loaded from the file in the current folder."""
-    return load_student("my-student.yaml", text="\n".join(draft.lines(stages, _METHODS)))
+    return load_student("my-student.yaml", text="\n".join(draft.lines(stages, draft.methods)))
 
 
 def _stem(arch: str, teacher: TeacherConfig) -> str:

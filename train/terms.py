@@ -34,6 +34,7 @@ from teach_once.nets.networks.layout import size_like
 from teach_once.nets.teacher.taps import Tap, channel_means, in_order, spatial_attention
 from teach_once.runtime.command.user_code import CannotImport, import_named
 from teach_once.runtime.errors import did_you_mean
+from teach_once.store.format.spec import TapSpec
 from teach_once.train.errors import TrainError
 
 StudentOutput = Literal["logits", "means", "attention", "embedding", "hint", "pre_logits", "parts"]
@@ -203,6 +204,15 @@ class Loss:
         )
 
     @property
+    def needs_labels(self) -> bool:
+        """True if it reads labels, or which samples the teacher classifies correctly.
+
+        A function of the whole `Batch` may read labels without declaring it: they are -1 for images
+        without labels, which torch's cross-entropy rejects.
+        """
+        return "labels" in self.inputs or "correct" in self.teacher_taps
+
+    @property
     def options(self) -> dict[str, inspect.Parameter]:
         """Parameters that a config may set, by name."""
         parameters = inspect.signature(self.function).parameters
@@ -324,6 +334,25 @@ def expanded_taps(loss: Loss, stages: Sequence[str]) -> set[str]:
 def looked_at(terms: Iterable[LossTerm]) -> set[str]:
     """Return the parts of the student that the losses read."""
     return {output for term in terms for output in loss_named(term.loss).student}
+
+
+def head_classes(
+    method: str, terms: Iterable[LossTerm], num_classes: int, taps: Mapping[str, TapSpec]
+) -> int:
+    """Return the number of the student's logits; 0 if no loss reads logits: it has no classifier.
+
+    num_classes: of the images; without labels (0) the student has the classes of the teacher's
+    logits in `taps`. Raises TrainError if a loss reads logits of unknown classes.
+    """
+    if "logits" not in looked_at(terms):
+        return 0
+    if not num_classes and "logits" not in taps:
+        raise TrainError(
+            f"methods.{method} reads the student's logits, but neither the images nor the cache "
+            f"have classes",
+            fix="set teacher.num_classes and taps.logits in the teacher's file, or omit the method",
+        )
+    return num_classes or taps["logits"].shape[0]
 
 
 def taps_of(terms: Iterable[LossTerm], stages: Sequence[str]) -> set[str]:

@@ -17,12 +17,18 @@ from teach_once.nets.networks.layout import TapError
 _NO_VECTOR = "choose another network, or use taps of its stages"
 
 
+class NoClassifier(nn.Identity):
+    """The place of a removed classifier, so that its input can still be found and read."""
+
+
 def classifiers_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
     """Return the names of the modules that turn the embedding into logits.
 
     There is one, or two in a distilled model. image_shape: (H, W, C). Raises TapError if none is
     found.
     """
+    if removed := [name for name, m in network.named_modules() if isinstance(m, NoClassifier)]:
+        return tuple(removed)
     get: Callable[[], object] | None = getattr(network, "get_classifier", None)
     try:
         heads = _flat(get()) if get is not None else [_last_layer(network, image_shape)]
@@ -35,6 +41,27 @@ def classifiers_of(network: nn.Module, image_shape: tuple[int, int, int]) -> tup
             fix=_NO_VECTOR,
         )
     return names
+
+
+@torch.no_grad()
+def remove_classifier(network: nn.Module, image_shape: tuple[int, int, int]) -> None:
+    """Make the network return its embedding (B, D) instead of logits.
+
+    image_shape: (H, W, C). Raises TapError if it has no classifier, or no embedding.
+    """
+    height, width, channels = image_shape
+    for name in classifiers_of(network, image_shape):
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, NoClassifier())
+    was_training = network.training
+    output = network.eval()(torch.zeros(1, channels, height, width))
+    network.train(was_training)
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+        raise TapError(
+            f"without its classifier the network returns {shape} per image, expected a vector",
+            fix=_NO_VECTOR,
+        )
 
 
 @contextmanager

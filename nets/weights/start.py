@@ -101,7 +101,9 @@ def _filled(
     except ArchError:
         classifiers = classifiers_of(network, image_shape)
         load_weights(network, file, convert=convert, without=classifiers)
-        return classifiers
+        names = {name for name, _ in network.named_parameters()}
+        has_one = any(name.startswith(tuple(f"{c}." for c in classifiers)) for name in names)
+        return classifiers if has_one else ()
     return ()
 
 

@@ -18,7 +18,7 @@ from teach_once.runtime.command.options import (
     StudentName,
     takes_option_groups,
 )
-from teach_once.runtime.metrics import format_deciding
+from teach_once.runtime.metrics import format_deciding, format_values
 from teach_once.train.cli.options import (
     Checkpoint,
     Method,
@@ -58,7 +58,7 @@ def export(
             f"{folder}/student{EMA if weights.endswith(EMA) else ''}.pt, .pt2 and .json: "
             f"{card['model']}, epoch {card['epoch']}; reloaded: "
             f"{format_deciding(card['metrics'])}, program: "
-            f"{format_deciding(card['program_metrics'])}"
+            f"{format_values(card['program_metrics'])}"
         )
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from teach_once.nets.metrics import ErrorCount
+from teach_once.nets.networks.classifier import read_embedding
 from teach_once.nets.networks.precision import autocast
 from teach_once.runtime.command.run_to_end import last_of
+from teach_once.train.engine.comparison import ERRORS_ONLY, Evaluator, MetricCount
 from teach_once.train.engine.ranks import ALONE, Ranks
 from teach_once.views.pixels.batches import Pixels, ViewBatch
 
@@ -20,10 +21,14 @@ _BATCH_VALUES = 4 * 2**20  # input values per batch: larger images are in smalle
 
 
 def evaluate(
-    network: nn.Module, pixels: Pixels, precision: str, device: torch.device
+    network: nn.Module,
+    pixels: Pixels,
+    precision: str,
+    device: torch.device,
+    evaluator: Evaluator = ERRORS_ONLY,
 ) -> dict[str, float]:
     """Measure the network in evaluation mode, over view 0 of all samples: {metric: value}."""
-    return last_of(evaluate_batches(network, pixels, precision, device))
+    return last_of(evaluate_batches(network, pixels, precision, device, evaluator=evaluator))
 
 
 def evaluate_batches(
@@ -32,17 +37,21 @@ def evaluate_batches(
     precision: str,
     device: torch.device,
     ranks: Ranks = ALONE,
+    evaluator: Evaluator = ERRORS_ONLY,
 ) -> Generator[None, None, dict[str, float]]:
     """Measure as `evaluate` does, one batch per step of the generator.
 
-    Other work may be done between two batches. ranks: each rank counts the errors of a slice.
+    Other work may be done between two batches. ranks: each rank measures a slice of the samples.
     """
-    with _evaluation_mode(network):
-        count = ErrorCount()
+    count = MetricCount(evaluator, len(pixels), ranks)
+    classifiers = evaluator.classifiers if evaluator.reads_embedding else ()
+    values: dict[str, Tensor] = {}
+    with _evaluation_mode(network), read_embedding(network, classifiers, values):
         for batch in evaluation_batches(pixels, ranks):
-            count.add(compute_logits(network, batch, precision, device), batch.labels)
+            outputs = compute_logits(network, batch, precision, device)
+            count.add(batch, outputs, values.get("embedding"))
             yield
-        return count.rates(lambda counts: ranks.all_reduce(counts.to(device)))
+        return count.values(device)
 
 
 def evaluation_batches(pixels: Pixels, ranks: Ranks = ALONE) -> Iterator[ViewBatch]:
@@ -56,7 +65,7 @@ def evaluation_batches(pixels: Pixels, ranks: Ranks = ALONE) -> Iterator[ViewBat
 def compute_logits(
     network: nn.Module, batch: ViewBatch, precision: str, device: torch.device
 ) -> Tensor:
-    """Return the network's logits (B, classes) in float32."""
+    """Return the network's logits (B, classes), or embedding (B, D), in float32."""
     with autocast(precision, device):
         logits: Tensor = network(batch.inputs)
         return logits.float()

@@ -21,6 +21,7 @@ from teach_once.configs.schema import LossTerm, Training
 from teach_once.nets.networks.precision import autocast, tf32_only_for
 from teach_once.nets.student import PARTS
 from teach_once.nets.teacher.draws import seeded
+from teach_once.train.engine.comparison import ERRORS_ONLY, Evaluator
 from teach_once.train.engine.train_state import TrainState
 from teach_once.train.method.optimizer import set_learning_rate
 from teach_once.train.outputs.shuffle_buffer import ShuffleBuffer
@@ -220,6 +221,7 @@ class TrainContext:
     train_state: TrainState
     teacher: TeacherOutputs
     shuffle: ShuffleBuffer | None = None  # None: shuffle the whole dataset
+    evaluator: Evaluator = ERRORS_ONLY  # of the test images
 
     @property
     def num_steps(self) -> int:

@@ -1,8 +1,9 @@
 """Export a trained student: a plain state dict, a torch.export program, and their card.
 
 student.pt     the network's state dict, for the constructor of its architecture
-student.pt2    torch.export, for any batch size: normalized float32 (B, C, H, W) -> logits (B, K)
-student.json   architecture, classes, normalization, errors, origin, and checksums
+student.pt2    torch.export, for any batch size: normalized float32 (B, C, H, W) -> logits (B, K),
+               or embedding (B, D) if no loss of the method reads logits
+student.json   architecture, classes, normalization, metrics, origin, and checksums
 student-ema.*  the same files for averaged weights, if the recipe has them
 
 The weights are verified with the checksum in the run's summary, and the program must give the
@@ -13,6 +14,7 @@ because a few samples may change class on another device.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import shlex
 import shutil
@@ -26,7 +28,6 @@ from torch import Tensor, nn
 
 from teach_once.configs.commands import student_command
 from teach_once.configs.schema import as_plain
-from teach_once.nets.metrics import count_errors
 from teach_once.nets.networks.archs import may_have_stem
 from teach_once.nets.student import build_student, is_pair, thinner
 from teach_once.nets.weights.files import load_weights
@@ -36,10 +37,12 @@ from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.identity import file_sha256, identity_sha256
 from teach_once.store.read.mirror import named_as
+from teach_once.train.engine.comparison import Evaluator, MetricCount
 from teach_once.train.engine.evaluation import evaluate
 from teach_once.train.errors import TrainError
 from teach_once.train.method.connectors import hint_stage
 from teach_once.train.recording.exported import NAMES, card_document, verify_export
+from teach_once.train.runs.evaluation import evaluator_of, num_outputs
 from teach_once.train.runs.files import EMA, SUMMARY_FILE
 from teach_once.train.runs.study import Run
 from teach_once.train.terms import looked_at
@@ -97,14 +100,17 @@ def _exported(run: Run, which: Which, weights: Path, folder: Path, device: str) 
     test = evaluation_pixels(
         study.dataset.test, study.teacher.views, study.teacher.dataset.normalization, picked
     )
-    metrics = evaluate(network, test, run.training.precision, picked)
+    evaluator = evaluator_of(run, network)
+    metrics = evaluate(network, test, run.training.precision, picked, evaluator)
     plain = network.cpu().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     program = _written_program(plain, test, program_file)
     card = {
         **_origin(run, which),
         "input_shape": [test.shape[2], test.shape[0], test.shape[1]],
+        "output": "logits" if evaluator.num_classes else "embedding",
+        "output_size": _output_size(program, test),
         "metrics": metrics,  # measured again, on this device
-        "program_metrics": _measure_program(program, test),  # in float32
+        "program_metrics": _measure_program(program, test, evaluator),  # in float32
         "files_sha256": {each.name: file_sha256(each) for each in (plain_file, program_file)},
     }
     file.with_suffix(".json").write_bytes(card_document(card))
@@ -187,7 +193,7 @@ def _loaded(run: Run, weights: Path) -> nn.Module:
         study.config.student,
         looked_at(run.terms),
         hint_stage(study.cache.taps),
-        num_classes=study.dataset.num_classes,
+        num_classes=num_outputs(run),
         image_shape=study.image_shape,
     )
     load_weights(network, weights)
@@ -225,13 +231,18 @@ def _compare(program: nn.Module, network: nn.Module, test: Pixels) -> None:
         )
 
 
-def _measure_program(program: nn.Module, test: Pixels) -> dict[str, float]:
-    def outputs() -> list[tuple[Tensor, Tensor]]:
-        every = np.arange(len(test))
-        return [
-            (program(batch.inputs.cpu()), batch.labels.cpu())
-            for batch in test.batches([0], every, 256)
-        ]
+@torch.no_grad()
+def _output_size(program: nn.Module, test: Pixels) -> int:
+    height, width, channels = test.shape
+    return int(program(torch.zeros(1, channels, height, width)).shape[1])
 
-    with torch.no_grad():
-        return count_errors(outputs())
+
+@torch.no_grad()
+def _measure_program(program: nn.Module, test: Pixels, evaluator: Evaluator) -> dict[str, float]:
+    """Measure the program on the test images, as far as its outputs allow."""
+    count = MetricCount(evaluator, len(test))
+    for batch in test.batches([0], np.arange(len(test)), 256):
+        outputs: Tensor = program(batch.inputs.cpu())
+        on_host = dataclasses.replace(batch, labels=batch.labels.cpu())
+        count.add(on_host, outputs, None if evaluator.num_classes else outputs)
+    return count.values(torch.device("cpu"))

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from teach_once.runtime.metrics import check_known
 from teach_once.runtime.safe.safe_read import BadFile, parse_json, read_bounded
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.identity import file_sha256, identity_sha256
@@ -32,7 +33,7 @@ class _Card(BaseModel):
     epoch: Annotated[int, Field(ge=1, le=2**31 - 1)]
     classes: list[str]
     metrics: Metrics
-    program_metrics: Metrics
+    program_metrics: Annotated[dict[str, float], AfterValidator(check_known)]
     files_sha256: dict[str, Sha256]
     content_sha256: Sha256
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from teach_once.configs.schema import LossTerm
 from teach_once.runtime.formats import format_rate
-from teach_once.runtime.metrics import deciding_metric, format_values
+from teach_once.runtime.metrics import deciding_metric, format_epoch
 from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.recording.recorder import Recorder
 from teach_once.train.schedule import weight_at
@@ -93,4 +93,4 @@ def _test_text(result: EpochResult) -> str:
     metric = deciding_metric(values)
     average = result.average.test if result.average else None
     averaged = f", averaged weights {metric.format(average[metric.name])}" if average else ""
-    return f"test {format_values(values, _NUMBER_WIDTH)}{averaged}"
+    return f"test {format_epoch(values, _NUMBER_WIDTH)}{averaged}"

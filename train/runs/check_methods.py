@@ -33,12 +33,17 @@ from teach_once.train.runs.teachers import (
     check_combinable,
     check_same_views,
     pass_command,
-    require_labels,
     tap_names,
     teacher_configs,
 )
 from teach_once.train.schedule import weight_at
-from teach_once.train.terms import check_options, looked_at, loss_named, taps_of
+from teach_once.train.terms import (
+    check_options,
+    head_classes,
+    looked_at,
+    loss_named,
+    taps_of,
+)
 from teach_once.views.augment.augment import check_augmentable, view_shape
 from teach_once.views.datasets import Dataset, load_dataset
 
@@ -100,6 +105,7 @@ def check_methods(study: Study, methods: Sequence[str]) -> None:
 
     Raises CacheIncomplete if it needs records that the caches lack so far.
     """
+    check_labels(study.config, methods, study.teacher.name, study.dataset)
     check_settings(study.config, methods, list(map(TapsOfTeacher.of_cache, study.teachers)))
     check_ends(study, methods)
     needed = [study.run(method, 0).needed_of_each for method in methods]
@@ -116,8 +122,7 @@ def check_students(study: Study, methods: Sequence[str]) -> None:
     taps = [teacher.cache.taps for teacher in study.teachers]
     combined = combine_taps(taps, study.config.weight_of_each)
     for method in methods:
-        terms, num_classes = study.config.methods[method], study.dataset.num_classes
-        check_student(study.config, terms, combined, study.image_shape, num_classes)
+        check_student(study.config, method, combined, study.image_shape, study.dataset.num_classes)
 
 
 def check_without_cache(
@@ -132,7 +137,7 @@ def check_without_cache(
     """
     teachers = teacher_configs(config, first)
     dataset = load_dataset(first.dataset, caches_dir)
-    require_labels(first, dataset)
+    check_labels(config, methods, first.name, dataset)
     of_each = [TapsOfTeacher.of_config(teacher, caches_dir) for teacher in teachers]
     check_settings(config, methods, of_each)
     taps = [check_teacher(first, dataset)]
@@ -143,8 +148,7 @@ def check_without_cache(
     shape = view_shape(dataset.train.first_shape, first.views.augment)
     combined = combine_taps(taps, config.weight_of_each)
     for method in methods:
-        terms = config.methods[method]
-        check_student(config, terms, combined, shape, dataset.num_classes)
+        check_student(config, method, combined, shape, dataset.num_classes)
 
 
 def check_several_teachers(config: StudentConfig, methods: Sequence[str]) -> None:
@@ -188,17 +192,46 @@ def check_teacher(config: TeacherConfig, dataset: Dataset) -> dict[str, TapSpec]
     }
 
 
+def check_labels(
+    config: StudentConfig, methods: Sequence[str], teacher: str, dataset: Dataset
+) -> None:
+    """Raise TrainError if the images have no labels, but a loss of these methods needs them."""
+    if dataset.has_labels:
+        return
+    for method in methods:
+        losses = [term.loss for term in config.methods[method]]
+        needing = [loss for loss in losses if loss_named(loss).needs_labels]
+        if needing:
+            fitting = [each for each, terms in config.methods.items() if not _needs_labels(terms)]
+            others = f"one of the methods {', '.join(fitting)}" if fitting else "another method"
+            raise TrainError(
+                f"methods.{method}: the loss {needing[0]} needs labels, which the images of "
+                f"{teacher} do not have",
+                fix=f"use {others}; without labels cd, kd, embedding, at, fitnets, rkd and "
+                f"residual work",
+            )
+
+
+def _needs_labels(terms: Sequence[LossTerm]) -> bool:
+    return any(loss_named(term.loss).needs_labels for term in terms)
+
+
 def check_student(
     config: StudentConfig,
-    terms: Sequence[LossTerm],
+    method: str,
     teachers: EnsembleTaps,
     image_shape: tuple[int, int, int],
     num_classes: int,
 ) -> None:
     """Raise ArchError, TapError or StageMismatch unless the student fits the teachers' taps."""
+    terms = config.methods[method]
     net, outputs = config.student, looked_at(terms)
     network = build_student(
-        net, outputs, hint_stage(teachers.specs), num_classes=num_classes, image_shape=image_shape
+        net,
+        outputs,
+        hint_stage(teachers.specs),
+        num_classes=head_classes(method, terms, num_classes, teachers.specs),
+        image_shape=image_shape,
     )
     init = net.init
     if init is not None and not is_downloadable(init):

@@ -238,7 +238,7 @@ class _StudentSummary(_Summary):
     student: Text
     model: Text
     num_samples: Annotated[int, Field(ge=1, le=2**31 - 1)]
-    num_classes: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    num_classes: Count
     is_taught: bool
     method: Text
     seed: Seed

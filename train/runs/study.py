@@ -41,7 +41,6 @@ from teach_once.train.runs.teachers import (
     StudyTeacher,
     explain_too_many_views,
     open_teachers,
-    require_labels,
     verified_pixels,
 )
 from teach_once.views.augment.augment import view_shape
@@ -50,6 +49,7 @@ from teach_once.views.datasets import Dataset, load_dataset
 if TYPE_CHECKING:
     import torch
 
+    from teach_once.train.engine.comparison import TeacherReference
     from teach_once.views.pixels.resident import DatasetPixels
 
 
@@ -150,6 +150,13 @@ class Study:
             train = verified_pixels(pixels.train, self.dataset, self.cache, self.teacher)
             self._pixels[key] = pixels._replace(train=train)
         return self._pixels[key]
+
+    @cached_property
+    def reference(self) -> TeacherReference | None:
+        """The teachers' outputs of the test images; None if a cache has none. Loads torch."""
+        from teach_once.train.runs.evaluation import read_reference
+
+        return read_reference(self.teachers, self.dataset.test_digest)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -373,7 +380,6 @@ def open_study(
     check_arch(config.student.arch)
     check_arch(teacher.teacher.arch)
     dataset = load_dataset(teacher.dataset, caches_dir)
-    require_labels(teacher, dataset)
     views = views_used(config, teacher) if reads_outputs else 1
     with explain_too_many_views(views_used(config, teacher), teacher, caches_dir):
         teachers = open_teachers(config, teacher, dataset, views, caches_dir, cache_path)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from teach_once.runtime.command.run_to_end import OwnTime
 from teach_once.runtime.command.signals import StopRequest
+from teach_once.train.engine.comparison import ERRORS_ONLY, Evaluator
 from teach_once.train.engine.distributed import broadcast_buffers
 from teach_once.train.engine.epoch_result import EpochResult, SplitMetrics
 from teach_once.train.engine.evaluation import evaluate_batches
@@ -177,9 +178,12 @@ class _Epoch:
         """Test the network, and its weight average if the recipe has one, batch by batch."""
         state = self._context.train_state
         broadcast_buffers(state)
-        self._tested = yield from _test(state.network, self._context, self._number)
+        context, evaluator = self._context, self._context.evaluator
+        self._tested = yield from _test(state.network, context, self._number, evaluator)
         if state.average is not None:
-            self._average = yield from _test(state.average.module, self._context, self._number)
+            alone = replace(evaluator, connect=None)  # the connectors have no average
+            averaged = state.average.module
+            self._average = yield from _test(averaged, context, self._number, alone)
 
     def result(self) -> EpochResult:
         num_samples = len(self._order)
@@ -200,20 +204,24 @@ class _Epoch:
 
 
 def _test(
-    network: nn.Module, context: TrainContext, epoch: int
+    network: nn.Module, context: TrainContext, epoch: int, evaluator: Evaluator
 ) -> Generator[None, None, SplitMetrics]:
-    """Measure the network on both held-out splits, in epochs with evaluation; a generator."""
+    """Measure the network on both held-out splits, in epochs with evaluation; a generator.
+
+    Validation images have no teacher outputs, so that only errors are measured there.
+    """
     training, train_state, data = context.run.training, context.train_state, context.data
     if epoch % training.eval_every and epoch != training.epochs:
         return SplitMetrics(None, None)
 
-    def metrics_on(pixels: Pixels) -> Generator[None, None, dict[str, float]]:
-        return evaluate_batches(
-            network, pixels, train_state.precision, train_state.device, train_state.ranks
-        )
+    def metrics_on(pixels: Pixels, evaluator: Evaluator) -> Generator[None, None, dict[str, float]]:
+        precision, device = train_state.precision, train_state.device
+        return evaluate_batches(network, pixels, precision, device, train_state.ranks, evaluator)
 
-    test = yield from metrics_on(data.test)
-    return SplitMetrics(test, (yield from metrics_on(data.validation)) if data.validation else None)
+    test = yield from metrics_on(data.test, evaluator)
+    if data.validation is None or not evaluator.counts_errors:
+        return SplitMetrics(test, None)
+    return SplitMetrics(test, (yield from metrics_on(data.validation, ERRORS_ONLY)))
 
 
 @dataclass

@@ -54,6 +54,7 @@ from teach_once.train.outputs.teacher_outputs import LiveTeacher, NoTeacher, Tea
 from teach_once.train.recording.options import Recording
 from teach_once.train.recording.printing import print_once
 from teach_once.train.runs.check_methods import check_methods
+from teach_once.train.runs.evaluation import evaluator_of, num_outputs
 from teach_once.train.runs.retrain import take_place
 from teach_once.train.runs.study import Run
 from teach_once.train.runs.teachers import StudyTeacher
@@ -164,7 +165,8 @@ def open_context(
     wrap_ddp(train_state, len(data.train))
     cached = cached or functools.partial(cached_outputs, run, device, num_ranks=ranks.world)
     teacher = _teacher_outputs(run, device, data, cached)
-    return TrainContext(run, data, train_state, teacher, _shuffle(run))
+    evaluator = evaluator_of(run, network, connectors)
+    return TrainContext(run, data, train_state, teacher, _shuffle(run), evaluator)
 
 
 def _fresh_networks(run: Run) -> tuple[nn.Module, StudentParts, Connectors | None]:
@@ -175,7 +177,7 @@ def _fresh_networks(run: Run) -> tuple[nn.Module, StudentParts, Connectors | Non
         net,
         outputs,
         hint_stage(teachers.specs),
-        num_classes=study.dataset.num_classes,
+        num_classes=num_outputs(run),
         image_shape=study.image_shape,
         seed=run.seed,
     )

@@ -139,8 +139,9 @@ def precision_hint(
         return ""
     dataset = load_dataset(teacher.dataset, caches_dir)
     shape = view_shape(dataset.train.first_shape, teacher.views.augment)
+    num_classes = dataset.num_classes or 2  # of any plain classifier, without labels
     rates = {
-        each: measured_rate(_steps(config, shape, dataset.num_classes, each), of_processor=True)
+        each: measured_rate(_steps(config, shape, num_classes, each), of_processor=True)
         for each in (precision, "float32")
     }
     if rates["float32"] < FASTER * rates[precision]:

@@ -16,6 +16,7 @@ from teach_once.configs.load import load_student
 from teach_once.configs.schema import Training
 from teach_once.nets.networks.zoo import build
 from teach_once.train import losses
+from teach_once.train.engine.epoch_result import EpochResult
 from teach_once.train.engine.step import ActiveTerm, train_step
 from teach_once.train.engine.train_state import TrainState, build_train_state
 from teach_once.train.method.optimizer import parameter_groups
@@ -325,14 +326,22 @@ def test_while_no_loss_reaches_the_classifier_adamw_leaves_it_or_shrinks_it(
     """Its decay is decoupled: without a gradient it is the decay alone."""
     settings = [
         "training.weight_decay=0.5",
-        "training.epochs=3",
-        "training.schedule.milestones=[3]",
+        "training.epochs=4",
+        "training.schedule.milestones=[4]",
     ]
-    method = "methods.cd=[{loss: cd}]"
+    method = "methods.cd=[{loss: cd}, {loss: ce, start_epoch: 4}]"
     idle = f"training.freeze_idle_classifier={freeze}"
     study = make_study(student=[*ADAMW, *settings, method, idle, f"training.learning_rate={RATE}"])
-    train_student(study.run("cd", 0), device="cpu")
-    trained = torch.load(study.run("cd", 0).folder / "last.pt", weights_only=True)
+
+    def stop_after_the_third(result: EpochResult) -> None:
+        if result.epoch == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_student(study.run("cd", 0), device="cpu", on_epoch=stop_after_the_third)
+    saved = torch.load(study.run("cd", 0).folder / "checkpoint.pt", weights_only=True)
+    assert saved["epoch"] == 3
+    trained = saved["network"]
     first = build("resnet8", num_classes=10, in_channels=1, seed=0).fc.weight
     shrunk = first if freeze == "true" else first * (1 - RATE * 0.5) ** 12
     assert torch.allclose(trained["fc.weight"], shrunk, rtol=1e-5)

@@ -114,7 +114,7 @@ class MetricCount:
     """Metrics of a split, added batch by batch; the device is synchronized once, in `values`."""
 
     def __init__(self, evaluator: Evaluator, num_samples: int, ranks: Ranks = ALONE) -> None:
-        """num_samples: samples of the split, on all ranks."""
+        """Count nothing so far. num_samples: samples of the split, on all ranks."""
         self._evaluator, self._ranks, self._num_samples = evaluator, ranks, num_samples
         self._errors = ErrorCount()
         # The names on all ranks, even on one without samples.

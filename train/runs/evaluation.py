@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from teach_once.configs.schema import as_plain
 from teach_once.nets.networks.classifier import classifiers_of
 from teach_once.nets.networks.layout import TapError
 from teach_once.nets.teacher.taps import in_order
 from teach_once.store.errors import CacheError
 from teach_once.store.format.spec import Block
+from teach_once.store.identity import evaluation_identity
 from teach_once.store.read.evaluation import evaluation_name, open_evaluation
 from teach_once.store.read.reader import TeacherCache
 from teach_once.train.engine.comparison import FEWEST_COMPARED, Evaluator, TeacherReference
@@ -65,13 +67,12 @@ def num_outputs(run: Run) -> int:
 
 def read_reference(teachers: Sequence[StudyTeacher], test_digest: str) -> TeacherReference | None:
     """Read the teachers' outputs of the test images with this digest; None if one has none."""
-    name = evaluation_name(test_digest)
     read: list[dict[str, Tensor]] = []
     for teacher in teachers:
-        cache = teacher.cache
+        cache, transform = teacher.cache, as_plain(teacher.config.views.eval_transform)
+        name = evaluation_name(evaluation_identity(cache.identity, test_digest, transform))
         try:
-            evaluation = open_evaluation(cache.path, cache.identity, name)
-            read.append(_test_outputs(evaluation))
+            read.append(_test_outputs(open_evaluation(cache.path, cache.identity, name)))
         except CacheError:
             return None
     weights = [teacher.weight for teacher in teachers]

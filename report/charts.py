@@ -56,18 +56,19 @@ def errors_by_method(
     rows: Sequence[Row], results: Sequence[Result], teacher: Mapping[str, float]
 ) -> Figure:
     """Draw the rows sorted by error, and the student alone (ce) and the teacher as lines."""
+    metric = rows[0].metric
     errors: dict[str, list[float]] = {}
     for result in results:
-        errors.setdefault(result.method, []).append(result.last.top1)
+        errors.setdefault(result.method, []).append(result.last[metric.name])
     dots = [_dot(row.method, errors[row.method]) for row in rows]
     lines = {
         "student alone": next(
-            (row.cells["last_top1"].mean for row in rows if (row.name or row.method) == "ce"), None
+            (row.last.mean for row in rows if (row.name or row.method) == "ce"), None
         ),
-        "teacher": teacher.get("test_top1_error"),
+        "teacher": teacher.get(f"test_{metric.name}"),
     }
     known = {label: value for label, value in lines.items() if value is not None}
-    return dot_chart(dots, "top-1 test error, last epoch (%)", known)
+    return dot_chart(dots, metric.on_test(", last epoch"), known)
 
 
 def _dot(label: str, errors: Sequence[float]) -> Dot:
@@ -184,7 +185,7 @@ def learning_curves(curves: Sequence[Curve]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlim(0, last_x * 1.02)
     axes.set_xlabel("epoch")
-    axes.set_title("top-1 test error (%)", loc="left", fontsize=FONT_PX)
+    axes.set_title(curves[0].metric.on_test(), loc="left", fontsize=FONT_PX)
     named = [*curves[:BEST], *curves[-1:]] if len(curves) > BEST else curves
     places = axes.transAxes.inverted()
     ends = [places.transform(axes.transData.transform((0, c.points[-1].mean)))[1] for c in named]

@@ -13,7 +13,7 @@ from teach_once.report.intervals import LEVEL
 from teach_once.report.table import Cell, PairedDifference, Row
 
 MEANING = (
-    f"Differences of the last top-1 errors in percentage points; negative is better. Intervals: "
+    f"Differences of the last epoch in percentage points; negative is better. Intervals: "
     f"{LEVEL:.0%} confidence, Student's t with n - 1 degrees of freedom, over the n seeds of both "
     f"methods; not corrected for the number of rows."
 )

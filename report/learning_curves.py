@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from teach_once.report.escape import for_html
 from teach_once.report.intervals import LEVEL, Interval, t_interval
-from teach_once.report.runs import Point, Result
+from teach_once.report.runs import Point, Result, metric_of
+from teach_once.runtime.metrics import TOP1_ERROR, Metric
 from teach_once.runtime.safe.text import one_line
 
 _MOST_POINTS = 400  # per line; more would exceed its pixels
@@ -39,6 +40,7 @@ class Curve:
     method: str
     num_seeds: int
     points: Sequence[CurvePoint]
+    metric: Metric = TOP1_ERROR
 
 
 def epochs_of(point: Point) -> float:
@@ -54,20 +56,26 @@ def curves_of(results: Sequence[Result], x_of: Callable[[Point], float]) -> list
 
     x is the mean over seeds too.
     """
+    metric = metric_of(results)
     grouped: dict[str, list[Result]] = {}
     for result in results:
         grouped.setdefault(result.method, []).append(result)
-    curves = [Curve(name, len(runs), _points(runs, x_of)) for name, runs in grouped.items()]
+    curves = [
+        Curve(name, len(runs), _points(runs, x_of, metric), metric)
+        for name, runs in grouped.items()
+    ]
     return [curve for curve in curves if curve.points]
 
 
-def _points(runs: Sequence[Result], x_of: Callable[[Point], float]) -> list[CurvePoint]:
-    tested = [{p.epoch: p for p in run.curve if p.top1 is not None} for run in runs]
+def _points(
+    runs: Sequence[Result], x_of: Callable[[Point], float], metric: Metric
+) -> list[CurvePoint]:
+    tested = [{p.epoch: p for p in run.curve if metric.name in (p.test or {})} for run in runs]
     epochs = sorted(set.intersection(*(set(each) for each in tested)))
     points = []
     for epoch in _thinned(epochs):
         of_seeds = [each[epoch] for each in tested]
-        errors = [point.top1 for point in of_seeds if point.top1 is not None]
+        errors = [point.test[metric.name] for point in of_seeds if point.test is not None]
         x = statistics.fmean(map(x_of, of_seeds))
         points.append(CurvePoint(x, statistics.fmean(errors), t_interval(errors)))
     return points
@@ -207,7 +215,8 @@ def line_chart(curves: Sequence[Curve], size: Size, x_label: str, *, whole_x: bo
     label_ys = spread_apart(ends, _LABEL_GAP_PX, _TOP_PX, bottom)
     label_x = x.end_px + strip_px + size.leader_px
     by_height = sorted(range(len(curves)), key=lambda index: label_ys[index])
-    parts, kinds = [_grid(x, y, x_label)], color_classes(curves)
+    metric = curves[0].metric
+    parts, kinds = [_grid(x, y, x_label, metric.on_test())], color_classes(curves)
     for index, (curve, name) in enumerate(zip(curves, names, strict=True)):
         bar_x = x.end_px + strip_px * (by_height.index(index) + 1.0) / len(curves)
         label = f'<text x="{label_x:.1f}" y="{label_ys[index] + 4:.1f}">{for_html(name)}</text>'
@@ -218,7 +227,7 @@ def line_chart(curves: Sequence[Curve], size: Size, x_label: str, *, whole_x: bo
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="{kind}" role="img" '
         f'viewBox="0 0 {size.width:g} {height:g}" '
-        f'aria-label="top-1 test error by {for_html(x_label)}">{"".join(parts)}</svg>'
+        f'aria-label="{metric.on_test()} by {for_html(x_label)}">{"".join(parts)}</svg>'
     )
 
 
@@ -244,7 +253,7 @@ def _shortened(text: str, most_letters: int) -> str:
     return shown if len(shown) <= most_letters else f"{shown[: most_letters - 1]}…"
 
 
-def _grid(x: Axis, y: Axis, x_label: str) -> str:
+def _grid(x: Axis, y: Axis, x_label: str, y_label: str) -> str:
     left, right, bottom = x.start_px, x.end_px, y.start_px
     lines = "".join(f"M{left:.1f} {y.px(tick):.1f}H{right:.1f}" for tick in y.ticks)
     lines += "".join(f"M{x.px(tick):.1f} {bottom:.1f}v5" for tick in x.ticks)
@@ -261,7 +270,7 @@ def _grid(x: Axis, y: Axis, x_label: str) -> str:
         f'<text x="{middle_x:.1f}" y="{bottom + 38:.1f}" class="centered">'
         f"{for_html(x_label)}</text>",
         f'<text transform="translate(12 {middle_y:.1f}) rotate(-90)" class="centered">'
-        f"top-1 test error (%)</text>",
+        f"{for_html(y_label)}</text>",
     ]
     return f'<path class="grid" d="{lines}M{left:.1f} {bottom:.1f}H{right:.1f}"/>{"".join(texts)}'
 
@@ -322,12 +331,12 @@ def _told(curve: Curve) -> str:
 
 
 def errors_by_epoch(results: Sequence[Result], size: Size = WIDE) -> str:
-    """Draw the top-1 error of every method over its tested epochs as SVG."""
+    """Draw the compared metric of every method over its tested epochs as SVG."""
     return line_chart(curves_of(results, epochs_of), size, "epoch", whole_x=True)
 
 
 def errors_by_time(results: Sequence[Result], size: Size = WIDE) -> str:
-    """Draw the top-1 error of every method over seconds of training as SVG."""
+    """Draw the compared metric of every method over seconds of training as SVG."""
     return line_chart(curves_of(results, seconds_of), size, "seconds of training", whole_x=False)
 
 

@@ -81,7 +81,7 @@ def markdown_page(report: Report) -> str:
     return (
         f"# {for_markdown(report.title)}\n\n{markdown_table(report.rows, report.teacher)}\n"
         f"![error per method]({report.picture})\n\n"
-        f"{_legend(first)} {for_markdown(report.scope)}\n\n"
+        f"{_legend(report)} {for_markdown(report.scope)}\n\n"
         f"{paired}{command}"
         f"{''.join(map(_cache_lines, _of_each_cache(report.results)))}"
         f"{_certificate_line(report)}"
@@ -112,7 +112,7 @@ def html_page(report: Report) -> str:
         f"<h1>{title}</h1>",
         f'<p class="quiet">{_subtitle(report)}</p>',
         f'<div class="scroll">{_table(report.rows, report.teacher)}</div>',
-        f'<p class="quiet">{_legend(report.results[0])} {for_html(report.scope)}</p>',
+        f'<p class="quiet">{_legend(report)} {for_html(report.scope)}</p>',
         *learning_curves(report.results),
         *_differences(report.rows),
         "<h2>Cost of the teacher</h2>",
@@ -144,12 +144,12 @@ def _policy() -> str:
     )
 
 
-def _legend(result: Result) -> str:
+def _legend(report: Report) -> str:
+    title, result = report.rows[0].metric.title, report.results[0]
     return (
         f"Mean ± sample standard deviation over seeds. Last: after the last epoch; best: the epoch "
-        f"with the lowest top-1 error on the {result.chosen_on} set. Δ: difference of the last "
-        f"top-1 errors over the common seeds; p: paired t-test, not corrected for the "
-        f"number of rows."
+        f"with the lowest {title} on the {result.chosen_on} set. Δ: difference of the last {title} "
+        f"over the common seeds; p: paired t-test, not corrected for the number of rows."
     )
 
 
@@ -183,7 +183,7 @@ def _origin(report: Report) -> dict[str, str]:
 
 def _table(rows: Sequence[Row], teacher: Mapping[str, float]) -> str:
     header, *body = table_cells(rows, teacher)
-    means = {row.method: round(row.cells["last_top1"].mean, 2) for row in rows}
+    means = {row.method: round(row.last.mean, 2) for row in rows}
     lowest = {method for method, mean in means.items() if mean == min(means.values())}
     kinds = ["lowest" if cells[0].text in lowest else "" for cells in body]
     return _sortable(header, [_row(cells, kind) for cells, kind in zip(body, kinds, strict=True)])

@@ -13,6 +13,7 @@ from typing import Any
 
 from teach_once.runtime.command.program import program_text
 from teach_once.runtime.errors import UserError
+from teach_once.runtime.metrics import Metric, Values, common_metric
 from teach_once.store.identity import identity_sha256
 from teach_once.train.runs.files import read_metrics
 from teach_once.train.runs.folder import (
@@ -29,20 +30,12 @@ class ReportError(UserError, ValueError):
 
 
 @dataclass(frozen=True)
-class Errors:
-    """Test errors in percent."""
-
-    top1: float
-    top5: float
-
-
-@dataclass(frozen=True)
 class Point:
-    """One epoch of a run. top1: None if it was not tested. seconds: since the start of the run."""
+    """One epoch of a run. test: None if it was not tested. seconds: since the start of the run."""
 
     epoch: int
     seconds: float
-    top1: float | None
+    test: Values | None
 
 
 @dataclass(frozen=True)
@@ -58,8 +51,8 @@ class Result:
     seed: int
     student: str
     model: str
-    last: Errors
-    best: Errors
+    last: Values  # on the test images, by name of the metric
+    best: Values
     best_epoch: int
     chosen_on: str  # the split whose error chose the best epoch: "test" or "validation"
     epochs: int
@@ -75,7 +68,7 @@ class Result:
     versions: Mapping[str, str]
     curve: tuple[Point, ...] = ()
     num_teachers: int = 1
-    last_validation: float | None = None  # top-1 error in percent, if samples are held out
+    last_validation: Values | None = None  # if samples are held out
     label: str = ""  # the method's name, with "-live" if the teacher ran in the loop
     settings: str = ""
     terms: str = ""
@@ -85,11 +78,6 @@ class Result:
     def name(self) -> str:
         """The method's name without settings."""
         return self.label or self.method
-
-    @property
-    def has_top5(self) -> bool:
-        """True with more than five classes; otherwise every top-5 error is zero."""
-        return self.num_classes > 5
 
 
 @dataclass(frozen=True)
@@ -192,8 +180,8 @@ def _result(run: FoundRun, row: str) -> Result:
         seed=run.seed,
         student=summary["student"],
         model=summary.get("model", ""),
-        last=_errors(last),
-        best=_errors(best["metrics"]),
+        last=last,
+        best=best["metrics"],
         best_epoch=best["epoch"],
         chosen_on=best["chosen_on"],
         epochs=summary["epochs"],
@@ -209,7 +197,7 @@ def _result(run: FoundRun, row: str) -> Result:
         device=summary["device"],
         versions=summary["versions"],
         curve=tuple(_curve(epochs)),
-        last_validation=_top1(epochs[-1]["validation"]) if epochs else None,
+        last_validation=epochs[-1]["validation"] if epochs else None,
     )
 
 
@@ -235,12 +223,19 @@ def _curve(epochs: Iterable[Mapping[str, Any]]) -> Iterable[Point]:
     seconds = 0.0
     for epoch in epochs:
         seconds += epoch["train_seconds"] + epoch["wait_seconds"]
-        yield Point(epoch["epoch"], seconds, _top1(epoch["test"]))
+        yield Point(epoch["epoch"], seconds, epoch["test"])
 
 
-def _errors(values: Mapping[str, float]) -> Errors:
-    return Errors(values["top1_error"], values.get("top5_error", 0.0))
+def metric_of(results: Iterable[Result]) -> Metric:
+    """Return the metric by which results are compared.
 
-
-def _top1(values: Mapping[str, float] | None) -> float | None:
-    return None if values is None else values.get("top1_error")
+    Raises ReportError if they have none in common.
+    """
+    of_each = {result.method: result.last for result in results}
+    if (metric := common_metric(of_each.values())) is not None:
+        return metric
+    lines = (f"{method}: {', '.join(values)}" for method, values in of_each.items())
+    raise ReportError(
+        "\n  ".join(["the methods have no metric in common:", *lines]),
+        fix="name the methods to report with --method",
+    )

@@ -8,7 +8,7 @@ and trackers then include it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 Values = Mapping[str, float]  # {name of a metric: its value}
@@ -28,6 +28,13 @@ class Metric(NamedTuple):
     @property
     def title_with_unit(self) -> str:
         return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def on_test(self, when: str = "") -> str:
+        """Format a title for values of test images: "top-1 test error, last epoch (%)"."""
+        unit = f" ({self.unit})" if self.unit else ""
+        if self.title.endswith(" error"):
+            return f"{self.title.removesuffix('error')}test error{when}{unit}"
+        return f"{self.title} on test images{when}{unit}"
 
     def format_number(self, value: float) -> str:
         """Format a value without its unit: "5.27"."""
@@ -84,6 +91,13 @@ def deciding_metric(values: Values) -> Metric:
         if metric.name in values:
             return metric
     raise ValueError(f"none of the metrics {', '.join(values)} chooses the best epoch")
+
+
+def common_metric(of_each: Iterable[Values]) -> Metric | None:
+    """Return the metric by which runs with these values are compared; None if none is common."""
+    runs = list(of_each)
+    common = (each for each in DECIDING if all(each.name in values for values in runs))
+    return next(common, None)
 
 
 def format_values(values: Values, width: int = 0) -> str:

@@ -18,6 +18,7 @@ from benchmarks.harness import machine
 from teach_once.report.runs import Result, results_in
 from teach_once.report.table import Spread
 from teach_once.runtime.errors import UserError
+from teach_once.runtime.metrics import TOP1_ERROR
 from teach_once.runtime.safe.files import write_atomically
 from teach_once.store import TeacherCache
 
@@ -64,7 +65,7 @@ class MethodRuns:
 
     @property
     def error(self) -> Spread:
-        return Spread.of([result.last.top1 for result in self.results])
+        return Spread.of([result.last[TOP1_ERROR.name] for result in self.results])
 
     @property
     def seconds(self) -> Spread:
@@ -131,7 +132,7 @@ def keep(
         raise ResultsError("\n".join(found.left_out.values()))
     record_bytes = None if cache is None else TeacherCache.open(cache).manifest.record_bytes
     results = tuple(
-        replace(result, curve=tuple(point for point in result.curve if point.top1 is not None))
+        replace(result, curve=tuple(point for point in result.curve if point.test is not None))
         for result in found.results
     )
     file = folder / f"{name}.json"

@@ -21,6 +21,7 @@ from teach_once.report.charts import (
 )
 from teach_once.report.learning_curves import curves_of, epochs_of
 from teach_once.report.table import rows_of
+from teach_once.runtime.metrics import TOP1_ERROR
 
 
 def _errors(methods: Methods) -> Figure:
@@ -33,11 +34,11 @@ def _stored(methods: Methods) -> Figure:
         Dot(
             f"{each.label.partition(', ')[2] or each.label} · {each.bytes_per_image or 0:,} B",
             each.error.mean,
-            runs=[result.last.top1 for result in each.results],
+            runs=[result.last[TOP1_ERROR.name] for result in each.results],
         )
         for each in methods
     ]
-    return dot_chart(dots, "top-1 test error, last epoch (%)", {})
+    return dot_chart(dots, TOP1_ERROR.on_test(", last epoch"), {})
 
 
 _FIGURES: Mapping[str, Callable[[Methods], Figure | None]] = {

@@ -19,6 +19,7 @@ from benchmarks.results.kept import MethodRuns, ResultsError
 from teach_once.report.intervals import LEVEL
 from teach_once.report.runs import Result
 from teach_once.report.table import Cell, Spread, difference, rows_of, table_cells
+from teach_once.runtime.metrics import TOP1_ERROR
 
 Lines = list[list[Cell]]
 Methods = Sequence[MethodRuns]
@@ -111,13 +112,14 @@ def _teacher(methods: Methods) -> Lines:
 
 def _curves(methods: Methods) -> Lines:
     """A row per method, a column per tested epoch; blank unless all its runs were tested then."""
-    points = [(each, p.epoch, p.top1) for each in methods for r in each.results for p in r.curve]
-    epochs = sorted({epoch for _, epoch, top1 in points if top1 is not None})
+    name = TOP1_ERROR.name
+    curves = [(each, p.epoch, p.test) for each in methods for r in each.results for p in r.curve]
+    points = [(each, epoch, test[name]) for each, epoch, test in curves if test and name in test]
+    epochs = sorted({epoch for _, epoch, _ in points})
     lines = [_line("method", *(f"epoch {epoch}" for epoch in epochs))]
     for each in methods:
         errors = [
-            [top1 for own, at, top1 in points if own is each and at == epoch and top1 is not None]
-            for epoch in epochs
+            [error for own, at, error in points if own is each and at == epoch] for epoch in epochs
         ]
         is_whole = [len(tested) == len(each.results) for tested in errors]
         cells = (Spread.of(e) if whole else None for e, whole in zip(errors, is_whole, strict=True))
@@ -157,7 +159,8 @@ def _stored(methods: Methods) -> Lines:
 def _validation(methods: Methods) -> Lines:
     lines = [_line("method", "seeds", "top-1 validation error, last (%)")]
     for each in methods:
-        errors = [r.last_validation for r in each.results if r.last_validation is not None]
+        measured = [r.last_validation for r in each.results if r.last_validation is not None]
+        errors = [values[TOP1_ERROR.name] for values in measured]
         lines.append(_line(each.label, len(each.results), Spread.of(errors) if errors else None))
     return lines
 

@@ -11,9 +11,10 @@ import pytest
 from benchmarks.results.__main__ import cli
 from benchmarks.results.kept import KEPT, ResultsError, keep, load_kept
 from benchmarks.results.page import PAGE, PAGES, page_with_tables, pictures_of, write
-from teach_once.report.runs import Errors, Point, Result, results_in
+from teach_once.report.runs import Point, Result, results_in
 from tests.support.project import ROOT
 from tests.support.training.finished_run import Trained, train_both
+from tests.support.training.written_run import errors
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
@@ -60,8 +61,8 @@ def _result(method: str, seed: int, top1: float, reads_cache: bool = True) -> Re
         seed=seed,
         student="s",
         model="resnet8",
-        last=Errors(top1, 1.0),
-        best=Errors(top1 - 1, 1.0),
+        last=errors(top1, 1.0),
+        best=errors(top1 - 1, 1.0),
         best_epoch=3,
         chosen_on="test",
         epochs=4,
@@ -75,7 +76,7 @@ def _result(method: str, seed: int, top1: float, reads_cache: bool = True) -> Re
         teacher={"test_top1_error": 5.0, "test_top5_error": 0.5},
         device="cpu",
         versions={},
-        curve=(Point(2, 1.0, top1 + 2), Point(4, 2.0, top1)),
+        curve=(Point(2, 1.0, errors(top1 + 2)), Point(4, 2.0, errors(top1))),
     )
 
 
@@ -245,7 +246,7 @@ def test_the_teacher_is_shown_with_its_error_on_the_cached_views(
 def test_weights_are_chosen_by_the_validation_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = dataclasses.replace(_result("at", 0, 10.0), last_validation=33.0)
+    run = dataclasses.replace(_result("at", 0, 10.0), last_validation=errors(33.0))
     _keep(monkeypatch, tmp_path, (run, _result("ce", 0, 12.0)))
     assert _table(tmp_path, "validation")[2:] == ["| at | 1 | 33.00 |", "| ce | 1 |  |"]
 

@@ -17,12 +17,12 @@ from scipy import stats
 from teach_once.report.command import cli
 from teach_once.report.differences import difference_cells, interval_bars
 from teach_once.report.page import Report, cost_of_teacher, html_page, markdown_page
-from teach_once.report.runs import Errors, Result, results_in
+from teach_once.report.runs import ReportError, Result, results_in
 from teach_once.report.table import csv_table, markdown_table, rows_of, terminal_table
 from teach_once.train.runs.study import Study
 from teach_once.train.sessions.student import train_student
 from tests.support.project import ROOT
-from tests.support.training.written_run import TEACHER
+from tests.support.training.written_run import TEACHER, errors
 
 
 def result(method: str, seed: int, top1: float) -> Result:
@@ -31,8 +31,8 @@ def result(method: str, seed: int, top1: float) -> Result:
         seed=seed,
         student="s",
         model="resnet8",
-        last=Errors(top1, top1 / 10),
-        best=Errors(top1 - 1, top1 / 10),
+        last=errors(top1, top1 / 10),
+        best=errors(top1 - 1, top1 / 10),
         best_epoch=3,
         chosen_on="test",
         epochs=30,
@@ -55,9 +55,9 @@ RUNS = [result("ce", 0, 10.0), result("ce", 1, 14.0), result("kd", 0, 8.0)]
 def test_rows_hold_mean_and_sample_deviation_in_the_order_of_the_methods() -> None:
     ce, kd = rows_of(RUNS)
     assert (ce.method, ce.num_seeds, kd.method) == ("ce", 2, "kd")
-    assert ce.cells["last_top1"].mean == pytest.approx(12.0)
-    assert ce.cells["last_top1"].std == pytest.approx(8**0.5)
-    assert kd.cells["last_top1"].std is None
+    assert ce.cells["last_top1_error"].mean == pytest.approx(12.0)
+    assert ce.cells["last_top1_error"].std == pytest.approx(8**0.5)
+    assert kd.cells["last_top1_error"].std is None
 
 
 def test_differences_are_paired_by_seed_with_the_p_of_a_t_test() -> None:
@@ -120,25 +120,66 @@ def test_the_table_reads_as_written_here() -> None:
 
 def test_the_csv_has_a_line_per_run() -> None:
     lines = csv_table(RUNS).splitlines()
-    assert lines[0].startswith("method,model,seed,last_top1,last_top5,best_top1")
+    assert lines[0].startswith("method,model,seed,last_top1_error,last_top5_error,best_top1_error")
     assert lines[1] == "ce,resnet8,0,10.0,1.0,9.0,1.0,3,2.0,t-12345678"
     assert len(lines) == 4
 
 
+def without_top5(run: Result) -> Result:
+    error = {"top1_error": run.last["top1_error"]}, {"top1_error": run.best["top1_error"]}
+    return dataclasses.replace(run, last=error[0], best=error[1])
+
+
+def compared(method: str, seed: int, disagreement: float, **more: float) -> Result:
+    """A run with a neighbor disagreement, and `more` metrics of the last epoch."""
+    values = {"neighbor_disagreement": disagreement}
+    return dataclasses.replace(result(method, seed, 0.0), last=values | more, best=values)
+
+
+def test_runs_without_errors_are_compared_by_neighbor_disagreement() -> None:
+    runs = [compared("embedding", 0, 40.0, embedding_cosine=0.8125), compared("cd", 0, 45.0)]
+    header, _, first, second = markdown_table(
+        rows_of(runs), {"images_per_second": 9.0}
+    ).splitlines()
+    assert "| embedding cosine, last | neighbor disagreement, last (%) | " in header
+    assert "| neighbor disagreement, best (%) | seconds per run |" in header
+    assert first.startswith("| embedding | resnet8 | 1 | 0.812 | 40.00 | 40.00 | 2.00 |")
+    assert second.startswith("| cd | resnet8 | 1 |  | 45.00 | 45.00 | 2.00 |")
+    title, *_ = terminal_table(rows_of(runs), {}).splitlines()
+    assert "last neighbor disagreement (%)" in title
+    page = html_page(Report("t", runs, rows_of(runs), {}, "All runs."))
+    assert "the epoch with the lowest neighbor disagreement on the test set" in page
+    assert csv_table(runs).splitlines()[1:] == [
+        "embedding,resnet8,0,0.8125,40.0,40.0,3,2.0,t-12345678",
+        "cd,resnet8,0,,45.0,45.0,3,2.0,t-12345678",
+    ]
+
+
+def test_runs_with_and_without_errors_are_compared_by_what_both_have() -> None:
+    ce = dataclasses.replace(
+        result("ce", 0, 12.0),
+        last={"top1_error": 12.0, "neighbor_disagreement": 50.0},
+        best={"top1_error": 11.0, "neighbor_disagreement": 49.0},
+    )
+    rows = rows_of([ce, compared("embedding", 0, 40.0)])
+    assert str(rows[1].to_ce) == "-10.00"
+    with pytest.raises(ReportError, match=r"ce: top1_error\n  embedding: neighbor_disagreement"):
+        rows_of([without_top5(ce), compared("embedding", 0, 40.0)])
+
+
 def test_top_5_is_left_out_where_there_are_no_more_than_five_classes() -> None:
-    few = [dataclasses.replace(run, num_classes=5) for run in RUNS]
+    few = [without_top5(run) for run in RUNS]
     header, _, teacher, first, _ = markdown_table(rows_of(few), TEACHER).splitlines()
     assert "top-5" not in header
     assert teacher == "| teacher |  |  | 5.00 |  |  |  |  |"
     assert first == "| ce | resnet8 | 2 | 12.00 ± 2.83 | 11.00 ± 2.83 | 2.50 ± 0.71 |  |  |"
     assert csv_table(few).splitlines()[:2] == [
-        "method,model,seed,last_top1,best_top1,best_epoch,seconds,cache",
+        "method,model,seed,last_top1_error,best_top1_error,best_epoch,seconds,cache",
         "ce,resnet8,0,10.0,9.0,3,2.0,t-12345678",
     ]
-    enough = [dataclasses.replace(run, num_classes=6) for run in RUNS]
-    assert "top-5" in markdown_table(rows_of(enough), TEACHER)
+    assert "top-5" in markdown_table(rows_of(RUNS), TEACHER)
     of_one = {"test_top1_error": 7.0}  # what a summary states need not be all
-    assert "| teacher |  |  | 7.00 |  |" in markdown_table(rows_of(enough), of_one)
+    assert "| teacher |  |  | 7.00 |  |" in markdown_table(rows_of(RUNS), of_one)
 
 
 def test_the_certificate_of_a_reduced_cache_is_on_both_pages() -> None:

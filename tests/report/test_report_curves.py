@@ -31,14 +31,18 @@ from teach_once.report.learning_curves import (
 from teach_once.report.runs import Point, Result
 from teach_once.report.table import rows_of
 from tests.report.test_report import result
+from tests.support.training.written_run import errors
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def run_of(method: str, seed: int, errors: Sequence[float | None]) -> Result:
+def run_of(method: str, seed: int, top1: Sequence[float | None]) -> Result:
     """Tested after each epoch, unless the error is None; a second and a tenth per seed long."""
-    points = (Point(n, n * (1 + seed / 10), top1) for n, top1 in enumerate(errors, 1))
-    return dataclasses.replace(result(method, seed, errors[-1] or 0.0), curve=tuple(points))
+    points = tuple(
+        Point(n, n * (1 + seed / 10), None if error is None else errors(error))
+        for n, error in enumerate(top1, 1)
+    )
+    return dataclasses.replace(result(method, seed, top1[-1] or 0.0), curve=points)
 
 
 TWO_SEEDS = [run_of("kd", 0, [40, None, 9]), run_of("kd", 1, [50, 30, 13])]

@@ -20,6 +20,7 @@ from teach_once.report.page_assets import SCRIPT
 from teach_once.report.runs import Point, Result
 from teach_once.report.table import csv_table, markdown_table, rows_of
 from tests.report.test_report import RUNS, TEACHER
+from tests.support.training.written_run import errors
 
 NASTY = [
     r"$\frac{x$",
@@ -36,7 +37,7 @@ NASTY = [
 
 
 def nasty_results(name: str) -> list[Result]:
-    curve = (Point(1, 1.0, 9.0), Point(2, 2.0, 5.0))
+    curve = (Point(1, 1.0, errors(9.0)), Point(2, 2.0, errors(5.0)))
     return [
         dataclasses.replace(
             run,

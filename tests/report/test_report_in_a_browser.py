@@ -92,7 +92,7 @@ def page() -> str:
 
 
 def mean_errors() -> dict[str, float]:
-    means = {row.method: row.cells["last_top1"].mean for row in rows_of(page_runs())}
+    means = {row.method: row.cells["last_top1_error"].mean for row in rows_of(page_runs())}
     return {"teacher": TEACHER["test_top1_error"], **means}
 
 

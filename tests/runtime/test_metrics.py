@@ -41,8 +41,8 @@ def test_check_values_of_a_file_returns_them() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"top5_error": 1.0}, "none of top1_error is there"),
-        ({}, "none of top1_error is there"),
+        ({"top5_error": 1.0}, "none of top1_error, neighbor_disagreement is there"),
+        ({}, "none of top1_error, neighbor_disagreement is there"),
         ({"top1_error": 1.0, "loss": 1.0}, "loss is not a metric"),
         ({"top1_error": 100.5}, "top1_error is 100.5, expected a number from 0 to 100"),
     ],

@@ -59,3 +59,8 @@ def write_finished_run(runs_dir: Path, label: str, seed: int, top1: float, **set
     summary = {**SUMMARY, **of_run, **figures_of(epochs)}
     (folder / "summary.json").write_bytes(summary_document(summary))
     return folder
+
+
+def errors(top1: float, top5: float | None = None) -> dict[str, float]:
+    """Return these errors as the metrics of a run."""
+    return {"top1_error": top1} | ({} if top5 is None else {"top5_error": top5})

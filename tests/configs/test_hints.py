@@ -153,13 +153,13 @@ def test_an_epoch_says_that_the_classifier_is_idle(make_study: Callable[..., Stu
         assert [int(epoch) for epoch in told] == idle
 
 
-def test_a_classifier_that_no_loss_ever_reaches_is_idle_for_good(
+def test_a_student_without_a_classifier_is_announced_in_each_epoch(
     make_study: Callable[..., Study],
 ) -> None:
     console = Console(file=io.StringIO(), width=200)
     study = make_study(student=["methods.means=[{loss: cd}]"])
     train_student(study.run("means", 0), device="cpu", console=console)
-    assert len(re.findall(r"  classifier idle$", console.file.getvalue(), re.MULTILINE)) == 4
+    assert len(re.findall(r"  no classifier$", console.file.getvalue(), re.MULTILINE)) == 4
 
 
 def test_a_limit_that_keeps_every_sample_makes_no_other_cache(

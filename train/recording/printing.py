@@ -66,7 +66,7 @@ class EpochPrinter:
         if epoch >= self._classifier_epoch:
             return ""
         if self._classifier_epoch > self._epochs:
-            return "  classifier idle"
+            return "  no classifier"
         return f"  classifier idle until epoch {self._classifier_epoch}"
 
 

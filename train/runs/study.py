@@ -154,7 +154,7 @@ class Study:
     @cached_property
     def reference(self) -> TeacherReference | None:
         """The teachers' outputs of the test images; None if a cache has none. Loads torch."""
-        from teach_once.train.runs.evaluation import read_reference
+        from teach_once.train.runs.reference import read_reference
 
         return read_reference(self.teachers, self.dataset.test_digest)
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from teach_once.store.format.spec import Block, TapSpec, kind_of
 
 MOST_RECORDS = 4096
-_PARTS = 64  # into which they are spread, at least
+_PARTS = 64  # minimum number of blocks with records
 RECORDS, STEPS = "certified_records", "certified_steps"  # STEPS: of the trained student
 TEMPERATURES = (1, 4)
 LOSSES, STUDENTS = ("cd", "kd", "gkd"), ("untrained", "trained")
 LOSS_CHANGES = tuple(f"{loss}_change_{student}" for student in STUDENTS for loss in LOSSES)
 _INFINITE = float("inf")
-RANGES = {  # of the figures that a manifest may state
+RANGES = {  # valid ranges of the metrics in a manifest
     RECORDS: (1, MOST_RECORDS),
     **{f"kl_t{temperature}": (0.0, _INFINITE) for temperature in TEMPERATURES},
     "means_largest_error": (0.0, _INFINITE),

@@ -253,10 +253,9 @@ def with_salvaged(
     names: Collection[str],
     read: Callable[[str], bytes | None],
 ) -> tuple[CacheContent, int | None]:
-    """Return the content with further views and taps of a cache without a manifest, and its block
-    size.
+    """Add the views and taps of a cache without a manifest; return the content and the block size.
 
-    names: of the existing arrays. read: see `store.format.salvage.salvage`, whose errors it raises.
+    names: the existing arrays. read, and the errors: see `store.format.salvage.salvage`.
     """
     if not names:
         return content, None
@@ -299,7 +298,7 @@ def refuse_another(path: Path, manifest: Manifest, content: CacheContent) -> Non
 def whole_differences(
     whole: Mapping[str, NDArray[Any]], manifest: Manifest
 ) -> Iterator[Difference]:
-    """Yield the arrays that differ from the cache's, by checksum, and labels that are missing."""
+    """Yield the arrays whose checksums differ from the cache's, and missing labels."""
     for name, values in whole.items():
         expected, found = crc_hex(crc32c(values)), manifest.whole_crc32c.get(name)
         if expected != found:

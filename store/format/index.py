@@ -96,12 +96,12 @@ def parse_index(text: bytes, path: Path, manifest: Manifest) -> Index:
 
 
 def metadata_paths(manifest: Manifest) -> set[str]:
-    """Return the paths, below the cache, of the zarr.json files that the manifest implies."""
+    """Return the paths below the cache of the zarr.json files that the manifest implies."""
     return {f"{ZARR_GROUP}/{name}" for name in metadata_names(manifest.array_names)}
 
 
 def is_evaluation_index(name: str) -> bool:
-    """Return True if a path below the cache is that of an evaluation cache's index."""
+    """Return True if a path below the cache is the index of an evaluation cache."""
     return _EVALUATION_INDEX.fullmatch(name) is not None and ".." not in name
 
 

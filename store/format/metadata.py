@@ -25,7 +25,7 @@ from teach_once.store.format.spec import ZARR_GROUP, ArraySpec, bytes_crc32c, cr
 
 MAX_METADATA_BYTES = 2**20
 _GROUP = "zarr.json"
-_NAN = {"NaN", "0x7e00", "0x7fc00000"}  # as zarr's spec spells it for float16 and float32
+_NAN = {"NaN", "0x7e00", "0x7fc00000"}  # spelling of zarr's spec for float16 and float32
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _fault(
         if checksum_of(content) != checksum:
             before, content = content, read(str(next_path(Path(name))))
             if checksum_of(content) != checksum:
-                content = read(name)  # the successor may have taken its place just now
+                content = read(name)  # the successor may just have been renamed
             if checksum_of(content) != checksum:
                 return f"zarr metadata {'missing' if before is None else 'damaged'}"
         assert content is not None
@@ -223,7 +223,7 @@ def _normal(value: Any) -> Any:
 
 
 class _Exactly:
-    """A value that equals no other type's number, although True == 1 and 3.0 == 3."""
+    """A value that only equals its own type, although True == 1 and 3.0 == 3."""
 
     def __init__(self, value: object) -> None:
         self.value = value

@@ -1,10 +1,10 @@
 """Recover the content of a cache whose manifest cannot be read, from its zarr.json files.
 
 A new manifest must plan everything that exists: one made from a config with fewer views or taps
-would give up the others. Without the manifest a zarr.json has no checksum, so the number of views
-and the block size are those that most files state. Only the manifest names the stage of a hint. It
-follows from the hint's number of channels if exactly one stage has as many; otherwise it is an
-error.
+would lose the others. Without the manifest a zarr.json has no checksum, so the number of views and
+the block size are taken from the majority of the files. Only the manifest contains the stage of a
+hint. It follows from the hint's number of channels if exactly one stage has this number; otherwise
+it is an error.
 """
 
 from __future__ import annotations

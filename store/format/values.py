@@ -79,10 +79,10 @@ def checked_read(
     seen: Seen,
     read: Read,
 ) -> str | None:
-    """Read a block, into `out` if given, and return its fault or that of its values.
+    """Read a block, into `out` if given, and return its fault or its values' fault.
 
-    seen: the blocks whose values were checked. They are checked once, since checksums cover them
-    afterwards.
+    seen: the blocks whose values were checked. One check is enough, because checksums cover the
+    values afterwards.
     """
     spec, scale = manifest.arrays[array], manifest.scale_of(array)
     position, rows = (block.view, block.index), manifest.rows_in(spec, block)

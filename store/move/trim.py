@@ -37,7 +37,7 @@ def changing(path: Path) -> Iterator[Manifest]:
 
     Raises CacheBusy if a process is writing it, CacheMissing, CacheDamaged, CacheNotWritable.
     """
-    read_manifest(path)  # first, because the lock leaves a file even in a folder without a cache
+    read_manifest(path)  # before locking, which leaves a file even in a folder without a cache
     with refusals_of(path):
         lock = WriterLock(path, Job(), CacheBusy)
     with releasing(lock), refusals_of(path):

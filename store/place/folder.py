@@ -1,4 +1,4 @@
-"""A folder as a `Place`. What is written is flushed to the disk before a call returns."""
+"""A folder as a `Place`. Written data is flushed to the disk before a call returns."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Folder:
             flush_folder((self.path / key).parent)
 
     def list_files(self, prefix: str = "", max_keys: int = MAX_KEYS) -> Iterator[Listed]:
-        """List the regular files. Temporary files of writers are left out."""
+        """List the regular files, without temporary files of writers."""
         try:
             with opened_folder(self.path, prefix) as handle:
                 found = walk_inside(OpenRoot(self.path / prefix, handle))
@@ -143,7 +143,7 @@ class Folder:
         return map_file(path, dtype, shape)
 
     def fetch(self, chunks: Sequence[Chunk]) -> None:
-        """Do nothing: the chunks are here."""
+        """Do nothing: the chunks are local."""
 
     def at_once(
         self, function: Callable[[Item], Result], items: Iterable[Item], num_bytes: int

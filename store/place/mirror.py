@@ -55,7 +55,9 @@ class MirrorOfBucket:
         return self._here.read(key, max_bytes)
 
     def sizes(self, max_keys: int = MAX_KEYS) -> Callable[[Chunk], str | None]:
-        """Return a function that finds nothing wrong: a missing chunk is fetched to be read."""
+        """Return a function that finds no faults, because a missing chunk is fetched when it is
+        read.
+        """
         return lambda chunk: None
 
     def check_chunk(self, chunk: Chunk, check: Check) -> str | None:
@@ -97,7 +99,9 @@ class MirrorOfBucket:
         return self._here.at_once(function, items, num_bytes)
 
     def _remember(self, chunks: Sequence[Chunk]) -> None:
-        """Need these: chunks of all views always, records of the current and the next view."""
+        """Keep these chunks: view-independent ones always, records of the current and the next
+        view.
+        """
         of_view: dict[int, list[Path]] = {}
         for chunk in chunks:
             if chunk.view is None:
@@ -108,7 +112,7 @@ class MirrorOfBucket:
             self.needs.remember(view, paths)
 
     def _absent(self, opened: OpenRoot, chunks: Iterable[Chunk]) -> list[Chunk]:
-        """Return the chunks that are not here; the others count as used now."""
+        """Return the chunks that are not in the folder; mark the others as used now."""
         absent, of_folder = [], dict[str, list[Chunk]]()
         for chunk in chunks:
             of_folder.setdefault(chunk.key.rpartition("/")[0], []).append(chunk)
@@ -127,7 +131,7 @@ class MirrorOfBucket:
         self._bring(opened, chunk)
 
     def _bring(self, opened: OpenRoot, chunk: Chunk) -> None:
-        """Fetch one file, and verify it before it has its name. Raises BadFile."""
+        """Fetch one file, and verify it before it gets its name. Raises BadFile."""
         url = self.origin.url / chunk.key
         try:
             content = self.origin.get_array(chunk.key, chunk.num_bytes)
@@ -139,7 +143,7 @@ class MirrorOfBucket:
 
 
 def _is_here(folder: int, chunk: Chunk) -> bool:
-    """Return True, and count the file as used now, if it is a regular one of the right size."""
+    """Return True, and mark the file as used now, if it is a regular one of the expected size."""
     name = chunk.key.rpartition("/")[2]
     try:
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)

@@ -1,7 +1,7 @@
 """Whole files of an object store, such as shards of images, in the mirror that caches share.
 
 They are fetched in parts, many at a time, and verified before they get their names. All files of a
-dataset are needed as long as a process reads it, because training reads samples in random order.
+dataset are kept as long as a process reads it, because training reads samples in random order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from teach_once.store.place.bucket import Bucket, in_parallel
 from teach_once.store.place.mirror_folder import Needs, show_progress, used_mirror
 
 _PART_BYTES = 16 * 2**20
-_SHOWN_BYTES = 2**28  # of fewer no progress is shown
+_SHOWN_BYTES = 2**28  # no progress is shown for fewer bytes
 _read_here: dict[Path, Needs] = {}  # mirror -> the files that this process reads
 
 
@@ -49,7 +49,7 @@ class MirrorFiles:
         self._place = PurePath(url.bucket, url.key)
 
     def path(self, name: str) -> Path:
-        """Return the path of the file, which may not be fetched yet."""
+        """Return the local path of a file, which may not have been fetched yet."""
         return self._mirror.root / self._place / name
 
     def small(self, name: str, most_bytes: int) -> Path:
@@ -75,10 +75,10 @@ class MirrorFiles:
         is_right: Callable[[str, Path], bool],
         verify: Callable[[str, Path], None],
     ) -> None:
-        """Fetch the files that are missing or wrong.
+        """Fetch the files that are missing or invalid.
 
         is_right: called with a name and a local file; checks it without reading all of it. verify:
-        reads all of a new file, and raises an error if it is damaged. Raises CacheFull; as
+        reads all of a new file, and raises an error if it is damaged. Raises CacheFull, and as
         `Bucket.get`.
         """
         self._need(names)
@@ -135,7 +135,7 @@ class MirrorFiles:
 
 
 def _is_here(folder: int, name: str, is_right: Callable[[str, Path], bool]) -> bool:
-    """Return True, and count the file as used now, if it is right; else remove it."""
+    """Return True, and mark the file as used now, if it is valid; otherwise remove it."""
     try:
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         if stat.S_ISREG(status.st_mode) and is_right(name, path_of(folder, name)):

@@ -1,11 +1,10 @@
 """The folder of a mirror: its size, its eviction order, and the processes that share it.
 
 Several processes on this machine may use one mirror. Files are added and removed under a lock, so
-that each process finds the files that another one fetched, and all of them keep one limit, for
-which every file counts. The least recently used files are evicted first, then the files that
-describe caches, such as manifests, then the files that only other processes need, which fetch them
-again. Files that this process needs are never evicted. The lock is `flock`, and ends with its
-owner.
+each process finds the files that others fetched. All processes share one size limit, which covers
+every file. The least recently used files are evicted first, then the files that describe caches,
+such as manifests, then the files that only other processes need, which fetch them again. Files that
+this process needs are never evicted. The lock is `flock`, which ends with its owner.
 """
 
 from __future__ import annotations
@@ -42,13 +41,13 @@ from teach_once.store.errors import CacheBusy, CacheError, CacheFull
 from teach_once.store.format.spec import ZARR_GROUP
 
 SILENT_SECONDS = 2.0  # then the user is told about the lock
-PATIENCE_SECONDS = 600.0  # without a sign of life, after which the wait ends with an error
-_POLL_SECONDS = 0.001, 0.05  # between two looks: at first, and at most
+PATIENCE_SECONDS = 600.0  # without progress, then the wait ends with an error
+_POLL_SECONDS = 0.001, 0.05  # first and longest pause between two attempts
 _PROCESS = re.compile(rb"[0-9]{1,10}")
 
 
 def wait_for_lock(handle: int, root: Path) -> None:
-    """Lock the open lock file of the mirror `root`, and sign it. Raises CacheBusy."""
+    """Lock the open lock file of the mirror `root` and write the process id. Raises CacheBusy."""
     started, is_told = time.monotonic(), False
     last, seen = started, os.fstat(handle).st_mtime_ns
     pause, most = _POLL_SECONDS
@@ -90,19 +89,19 @@ def _owner(handle: int) -> str:
     return f"process {found[0].decode()}" if found else "another process"
 
 
-MARK = "mirror.lock"  # also tells a mirror from any other folder, of which nothing is removed
+MARK = "mirror.lock"  # also marks a mirror; nothing is removed from other folders
 _IN_USE = ".in-use"  # a file per process with one needed file per line
 _ANNOUNCEMENT = re.compile(r"[0-9]{1,10}-[0-9a-f]{8}")
 _MOST_LINES_BYTES = 2**20
-_VIEWS_KEPT = 2  # of a cache: the current one and the next one
+_VIEWS_KEPT = 2  # views per cache: the current one and the next one
 _lock = threading.Lock()
 _used: list[MirrorFolder] = []
-_held: list[int] = []  # the handle of the mark that this process has, or waits to have, locked
+_held: list[int] = []  # the handle of the mark that this process has locked, or waits for
 _announced: dict[tuple[Path, int], int] = {}  # mirror and process -> handle of its file
 
 
 class Needs:
-    """The files of a mirror that one reader needs, for as long as it exists."""
+    """The files of a mirror that one reader needs as long as it exists."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -111,7 +110,7 @@ class Needs:
         _all_needs.add(self)
 
     def remember(self, view: int, paths: Collection[Path]) -> None:
-        """Need these files, and of other views only the last requested one."""
+        """Need these files; of other views, only the last requested one is kept."""
         known = self._views.pop(view, set())
         self._views[view] = known.union(path.absolute() for path in paths)
         while len(self._views) > _VIEWS_KEPT:
@@ -138,11 +137,11 @@ class MirrorFolder:
 
     @contextmanager
     def locked(self) -> Iterator[OpenRoot]:
-        """Yield the open root, alone among all threads and processes that use this mirror.
+        """Yield the open root with the lock held against all threads and processes.
 
         Creates the folder. Raises CacheError if it exists and is not a mirror, or if a link or a
-        special file is in the place of one of its folders or files; CacheBusy if the process that
-        has the lock shows no progress for ten minutes.
+        special file has the name of one of its folders or files. Raises CacheBusy if the process
+        that has the lock shows no progress for ten minutes.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with _lock, self.refusing_links(), opened_root(self.root) as opened:
@@ -170,10 +169,10 @@ class MirrorFolder:
             ) from None
 
     def make_room(self, opened: OpenRoot, num_bytes: int) -> None:
-        """Remove files until `num_bytes` more fit in; call it while locked.
+        """Remove files until there is space for `num_bytes`; call it while locked.
 
         opened: yielded by `locked`. Raises CacheFull if the files that this process needs leave no
-        room.
+        space.
         """
         own, theirs = self._own_needs(), self._needs_of_others(opened)
         removable, kept = [], 0
@@ -248,27 +247,26 @@ class MirrorFolder:
 
 
 def show_progress() -> None:
-    """Show processes that wait for the mirror's lock that this process is fetching."""
+    """Show waiting processes that this process is fetching."""
     for handle in list(_held):
         with suppress(OSError):  # just released
             show_life(handle)
 
 
 def use_mirror(folder: MirrorFolder) -> None:
-    """Read files at URLs that a config names through this mirror from now on."""
+    """Read files at URLs in configs through this mirror from now on."""
     _used[:] = [folder]
 
 
 def used_mirror() -> MirrorFolder:
-    """Return that mirror; by default 50 GB in the folder `mirror`."""
+    """Return the mirror of `use_mirror`; by default 50 GB in the folder `mirror`."""
     return _used[0]
 
 
 def _files(opened: OpenRoot) -> Iterator[tuple[PurePath, os.stat_result]]:
-    """List all files that count; removes half-written files of killed processes.
+    """List all files that count; remove half-written files of killed processes.
 
-    These are all files but the lock, the announcements, and links, which have no bytes of their
-    own.
+    All files count except the lock, the announcements, and links, which have no bytes.
     """
     for place, folder, status in walk_inside(opened):
         if place == PurePath(MARK) or place.parts[0] == _IN_USE:
@@ -281,19 +279,17 @@ def _files(opened: OpenRoot) -> Iterator[tuple[PurePath, os.stat_result]]:
 
 
 def _describes(place: PurePath) -> bool:
-    """Return True for a manifest, journal, index or similar file, without which a cache is not
-    found.
-    """
+    """Return True for a manifest, journal, index or similar file, which readers need first."""
     in_cache = place.parent.parent.name == ZARR_GROUP
     return not (place.name.startswith("c.") if in_cache else place.suffix == ".h5")
 
 
 def _announced_lines(folder: int, name: str, own: int | None) -> set[str]:
-    """Return the needs of another running process; none of this one, or of one that has ended."""
+    """Return the needs of another running process; none for this one or an ended one."""
     try:
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         handle = os.open(name, flags, dir_fd=folder)
-    except OSError:  # gone, or not a file
+    except OSError:  # missing, or not a file
         return set()
     try:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
@@ -319,7 +315,7 @@ def _need_of(place: PurePath) -> str:
 
 
 def _let_go() -> None:
-    """Release the lock, and forget it."""
+    """Release the lock and forget it."""
     while _held:
         handle = _held.pop()
         fcntl.flock(handle, fcntl.LOCK_UN)  # a forked process may have a copy of the handle
@@ -327,9 +323,9 @@ def _let_go() -> None:
 
 
 def _begin_in_child() -> None:
-    """Forget the locks of the process that this one was forked from; they stay with that process.
+    """Forget the locks of the parent process after a fork; they stay with the parent.
 
-    Another thread may hold them, which does not exist here and would never release them. Closing a
+    A thread that holds them does not exist in the child and would never release them. Closing a
     copy of a handle releases nothing; keeping it would keep the lock after its owner's death.
     """
     global _lock

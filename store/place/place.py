@@ -1,18 +1,18 @@
 """`Place`: the storage of a cache's files: a folder, a bucket, or a mirror of a bucket.
 
-A file is named by its key below the place, such as `teacher.zarr/logits/c.0.3.0`: the same key and
-the same bytes everywhere. Readers, writers and copies use only this protocol. Its members differ as
-follows.
+A file is named by its key below the place, such as `teacher.zarr/logits/c.0.3.0`, with the same key
+and the same bytes everywhere. Readers, writers and copies only use this protocol. The places differ
+as follows.
 
-- A folder's writers hold its lock (`runtime.safe.locks`). So `replace` compares and then renames,
-  in two steps. A bucket has no locks: there each of the two is one conditional request.
+- A folder's writers hold its lock (`runtime.safe.locks`), so `replace` compares and then renames,
+  in two steps. A bucket has no locks; each of its replacements is one conditional request.
 - A folder answers in microseconds, a bucket in tens of milliseconds. So each place decides how many
   calls run at a time (`at_once`), and how sizes are found (`sizes`: a bucket lists a thousand keys
   per request).
 - A mirror fetches the files that it lacks, and verifies each before it gets its name.
 
-Journals are separate: a folder appends to a file and flushes it, a bucket creates numbered objects,
-and neither can do what the other does (`CommitLog`).
+Journals are separate (`CommitLog`), because a folder appends to a file and flushes it, while a
+bucket creates numbered objects.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Result = TypeVar("Result")
 
 
 class ListWithoutEnd(CacheError):
-    """A place does not end a list, or lists more files than there can be."""
+    """A place does not end a list, or lists more files than possible."""
 
 
-MAX_KEYS = 10**7  # of a list, if the possible number is unknown
+MAX_KEYS = 10**7  # per list, if the maximum number is unknown
 
 Check = Callable[[BinaryIO, int], str | None]  # open file and its size -> its fault
 
@@ -51,9 +51,9 @@ class Chunk(NamedTuple):
 
 
 class FileContent(NamedTuple):
-    """The content of a file. content: None if it has more bytes than were requested.
+    """The content of a file. content: None if it has more bytes than requested.
 
-    tag: another value whenever the file was replaced; see `Place.replace`.
+    tag: changes whenever the file is replaced; see `Place.replace`.
     """
 
     content: bytes | None
@@ -84,17 +84,17 @@ class ReadablePlace(Protocol):
         ...
 
     def read(self, key: str, max_bytes: int) -> FileContent | None:
-        """Read a file of at most `max_bytes`; of a larger one only its size. None: no such file."""
+        """Read a file of at most `max_bytes`, or only the size of a larger one; None if missing."""
         ...
 
     def sizes(self, max_keys: int = MAX_KEYS) -> Callable[[Chunk], str | None]:
-        """Return a function that finds the faults of a chunk that its size reveals."""
+        """Return a function that finds the faults of a chunk's size."""
         ...
 
     def check_chunk(self, chunk: Chunk, check: Check) -> str | None:
-        """Open a chunk and return the fault that `check` finds, or why it cannot be opened.
+        """Open a chunk and return the fault that `check` finds, or the error of opening it.
 
-        A mirror fetches the chunk again if anything is wrong, so `check` may be called repeatedly.
+        A mirror fetches an invalid chunk again, so `check` may be called repeatedly.
         """
         ...
 
@@ -106,9 +106,9 @@ class ReadablePlace(Protocol):
         ...
 
     def fetch(self, chunks: Sequence[Chunk]) -> None:
-        """Prepare chunks that will be read: a mirror fetches those that it lacks.
+        """Prepare chunks that will be read: a mirror fetches the missing ones.
 
-        Raises BadFile for a chunk that is missing or damaged at its origin; CacheFull.
+        Raises BadFile for a chunk that is missing or damaged at its origin, CacheFull.
         """
         ...
 
@@ -124,19 +124,19 @@ class Place(ReadablePlace, Protocol):
 
     @property
     def is_local(self) -> bool:
-        """Return True if writing takes room on a disk of this machine."""
+        """Return True if writing uses a disk of this machine."""
         ...
 
     def has(self, key: str) -> bool:
-        """Return True if there is a file, of any kind."""
+        """Return True if there is a file of any kind."""
         ...
 
     def create(self, key: str, data: bytes) -> bool:
-        """Write a new file, whole and flushed. Return False if one exists, which stays."""
+        """Write a new file, whole and flushed. Return False if one exists, which is kept."""
         ...
 
     def replace(self, key: str, data: bytes, expected: str | None = None) -> None:
-        """Write a file over another one, in one step, flushed.
+        """Replace a file in one step, flushed.
 
         expected: the tag of the file that is replaced. Raises CacheBusy if it has another one now.
         """
@@ -159,7 +159,7 @@ class Place(ReadablePlace, Protocol):
 
 
 def read_document(place: ReadablePlace, key: str, max_bytes: int) -> bytes | None:
-    """Read a small file; None if it is missing. Raises BadFile if it is larger than that."""
+    """Read a small file; None if it is missing. Raises BadFile if it is larger than `max_bytes`."""
     found = place.read(key, max_bytes)
     if found is None:
         return None

@@ -138,7 +138,7 @@ def _listed(manifest: Manifest, wanted: Mapping[Block, set[str]]) -> list[Work]:
 
 
 def _with_samples(manifest: Manifest, taps: set[str]) -> tuple[str, ...]:
-    """Return the taps in the manifest's order; all, if the samples' digests must be written too.
+    """Return the taps in the manifest's order; all if the samples' digests must be written too.
 
     The other taps may have been computed from other bytes.
     """

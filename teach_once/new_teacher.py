@@ -38,9 +38,12 @@ def main(
         str, typer.Argument(metavar="timm:MODEL", help=f"see {program_text('nets')} list")
     ],
     dataset: Annotated[
-        Literal["imagefolder", "packed"], typer.Option(help="type of the dataset")
+        Literal["imagefolder", "images", "packed"],
+        typer.Option(help="type of the dataset; images: a folder without labels"),
     ] = "imagefolder",
-    root: Annotated[Path | None, typer.Option(help="folder that contains train/ and val/")] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="folder that contains train/ and val/, or images")
+    ] = None,
     file: Annotated[Path | None, typer.Option(help="the packed file")] = None,
     weights: Annotated[str, typer.Option(help="file, or timm:pretrained")] = _PRETRAINED,
     count: Annotated[int, typer.Option(min=1, help="views per image")] = 16,
@@ -49,7 +52,7 @@ def main(
     ] = None,
 ) -> None:
     """Print a teacher's config file for one of timm's models."""
-    key, place = ("root", root) if dataset == "imagefolder" else ("file", file)
+    key, place = ("file", file) if dataset == "packed" else ("root", root)
     if place is None:
         raise ConfigError(f"--dataset {dataset} requires --{key}", fix=f"add --{key} PATH")
     if not timm_model(arch):
@@ -76,7 +79,7 @@ def teacher_file(
     dataset: its `type` and its location. size: pixels of a view.
     """
     draft = Draft(arch, dataset, weights, count, size)
-    data = load_dataset(draft.config({"logits": "float16"}).dataset)
+    data = load_dataset(draft.config({"logits": None, "embedding": "float16"}).dataset)
     taps: dict[str, Any] = {"logits": None, "channel_means": "float16", "embedding": "float16"}
     why = _why_no_logits(draft, data)
     if not why:
@@ -195,8 +198,10 @@ def _head(
     samples, views = len(setup.dataset.train), draft.count
     sizes = ", ".join(f"{name} {'x'.join(map(str, s.shape)) or 1}" for name, s in specs.items())
     total = format_size(record * samples * views)
+    classes = setup.dataset.num_classes
+    of_classes = f"of {classes:,} classes" if classes else "without labels"
     return [
-        f"# {draft.arch} on {samples:,} images of {setup.dataset.num_classes:,} classes.",
+        f"# {draft.arch} on {samples:,} images {of_classes}.",
         f"# A record takes {record:,} bytes ({sizes}):",
         f"# {counted(views, 'view')} x {samples:,} images: {total}.",
         *([f"# {why_no_logits}"] if why_no_logits else []),
@@ -206,6 +211,12 @@ def _head(
 def _why_no_logits(draft: Draft, data: Dataset) -> str:
     """Return why logits are not stored; "" if the classifier fits the dataset's classes."""
     cfg = draft.pixels
+    if not data.has_labels:
+        _load_if_there(draft, data)
+        return (
+            "No logits: the images have no labels. To store logits of the weights' own classes, "
+            "for kd,\n# set taps.logits: float16 and teacher.num_classes."
+        )
     if draft.weights == _PRETRAINED:
         if cfg.num_classes == data.num_classes:
             return ""
@@ -224,13 +235,19 @@ def _why_no_logits(draft: Draft, data: Dataset) -> str:
     return ""
 
 
+def _load_if_there(draft: Draft, data: Dataset) -> None:
+    """Raise ArchError if the weights are a file that does not fit the model without classifier."""
+    if draft.weights != _PRETRAINED:
+        _load_weights(draft, data, 0)
+
+
 def _load_weights(draft: Draft, data: Dataset, num_classes: int) -> None:
     """Raise ArchError unless the weights fit the model; num_classes 0: without its classifier."""
     import torch
 
     from teach_once.nets.teacher.teacher import load_teacher_network
 
-    config = draft.config({"logits": "float16"})
+    config = draft.config({"embedding": "float16"})
     load_teacher_network(
         config.teacher,
         {},

@@ -20,10 +20,12 @@ from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.new_student import student_file
 from teach_once.new_teacher import teacher_file
+from teach_once.train.runs.check_methods import check_without_cache
 from teach_once.train.runs.study import open_study
 from teach_once.train.sessions.trial import first_losses
 from teach_once.views.datasets import DatasetError
 from tests.support.caches.teacher_cache import CPU, make_cache
+from tests.support.datasets.other_formats import picture
 
 
 def written(folder: Path, photographs: Path, model: str, weights: str = "timm:pretrained") -> Path:
@@ -246,3 +248,23 @@ def test_cd_begins_at_the_cross_entropy_of_a_guess(
     (_, cd) = study.config.methods["cd"]
     losses = first_losses(study.run("cd", 0), CPU)
     assert cd.weight * losses["cd"] == pytest.approx(math.log(10), rel=0.01)
+
+
+def test_files_for_images_without_labels_work_together(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    for number in range(12):
+        (tmp_path / "photos" / "a" / f"{number}.png").write_bytes(picture(number))
+    data = {"type": "images", "root": str(tmp_path / "photos")}
+    text = teacher_file("timm:test_vit", data, "timm:pretrained", 1, 64)
+    assert "# timm:test_vit on 11 images without labels." in text
+    assert "for kd,\n# set taps.logits: float16 and teacher.num_classes." in text
+    (tmp_path / "t.yaml").write_text(text)
+    config = load_teacher(tmp_path / "t.yaml")
+    assert config.taps.logits is None
+    assert config.taps.embedding == "float16"
+    student = student_file("timm:test_resnet", str(tmp_path / "t.yaml"), 3, 8)
+    assert "  distill: [{loss: embedding}]" in student
+    assert "# kd is left out: " in student
+    assert "loss: ce" not in student
+    (tmp_path / "s.yaml").write_text(student)
+    check_without_cache(load_student(tmp_path / "s.yaml"), config, ["distill"], tmp_path)

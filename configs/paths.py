@@ -19,7 +19,7 @@ _KEYS = {
     "student": ("teacher", "student.init"),
     "teacher": (
         *("dataset.root", "dataset.file", "dataset.packed", "dataset.path"),
-        *("teacher.weights", "training.init"),
+        *("teacher.weights", "training.init", "probe.train", "probe.test"),
     ),
 }
 _MAY_BE_NAMES = ("dataset.path",)  # name of a dataset to download, if there is no such folder

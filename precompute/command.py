@@ -24,7 +24,12 @@ from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.networks.archs import stem_hint
 from teach_once.nets.networks.names import check_arch
 from teach_once.precompute.compute.reuse import format_dataset_change, opened_to_carry
-from teach_once.precompute.compute.setup import Setup, describe_setup, require_weights
+from teach_once.precompute.compute.setup import (
+    Setup,
+    describe_setup,
+    evaluated_images,
+    require_weights,
+)
 from teach_once.precompute.job import JobOptions, WorkerOptions, job_of, share_of
 from teach_once.precompute.pending import (
     checks_every_byte,
@@ -188,7 +193,8 @@ def _fill_cache(name: str, changes: list[str], request: CacheRequest, console: C
     _print_hints(setup, console)
     job = job_of(request.job.job, request.job.rank, request.job.world_size)
     if job.rank == 0 and not request.plan:
-        setup.dataset.check_headers()
+        for images in evaluated_images(setup):
+            images.dataset.check_headers()
     with (
         sharing_machine(share_of(job)),
         fixes_spelled_by(lambda more: cache_command(setup.config, caches_dir=caches, more=more)),

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.weights.source import check_spelling
-from teach_once.precompute.compute.setup import Setup, open_evaluated
+from teach_once.precompute.compute.setup import Setup, evaluated_images, open_evaluated
 from teach_once.store.errors import (
     CacheAmbiguous,
     CacheDamaged,
@@ -21,6 +21,7 @@ from teach_once.store.errors import (
 from teach_once.store.format.certificate import certificate_text
 from teach_once.store.inspect.find import find_cache
 from teach_once.store.place.open import place_at
+from teach_once.store.read.evaluation import TEST
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.source import open_source
 from teach_once.views.augment.augment import pixel_canary
@@ -77,9 +78,11 @@ def if_complete(setup: Setup, full_check: bool, console: Console) -> TeacherCach
         shown = "\n".join(f"  {fault}" for fault in faults[:_SHOWN_FAULTS])
         console.print(f"damaged, will be computed again:\n{shown}")
         return None
-    if open_evaluated(setup, every_byte=every_byte) is None:
-        console.print(f"{setup.path} lacks some of the teacher's outputs of the test images")
-        return None
+    for images in evaluated_images(setup):
+        if open_evaluated(setup, images, every_byte=every_byte) is None:
+            kind = "test images" if images.prefix == TEST else "probe's images"
+            console.print(f"{setup.path} lacks some of the teacher's outputs of the {kind}")
+            return None
     return cache
 
 

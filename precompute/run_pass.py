@@ -14,7 +14,13 @@ from rich.console import Console
 from teach_once.nets.metrics import count_errors
 from teach_once.precompute.compute.blocks import run_blocks
 from teach_once.precompute.compute.queue import Rounds
-from teach_once.precompute.compute.setup import Setup, evaluation_setup, open_evaluated
+from teach_once.precompute.compute.setup import (
+    EvaluatedImages,
+    Setup,
+    evaluated_images,
+    evaluation_setup,
+    open_evaluated,
+)
 from teach_once.precompute.compute.spool import remove_spools
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.precompute.compute.trial import certificate, fastest_batch
@@ -132,20 +138,26 @@ def measured(
 def fill_evaluation(
     teacher_pass: TeacherPass, stop: StopRequest, console: Console
 ) -> Mapping[str, float]:
-    """Complete the evaluation cache inside the cache; returns the teacher's test metrics by name.
+    """Complete the evaluation caches inside the cache; returns the teacher's test metrics by name.
 
-    It holds the teacher's outputs of the test images, one view each, with which outputs of students
-    can be compared without running the teacher. It is a cache of its own, so the same code writes,
-    resumes, checks and copies it. Its name contains the digest of its identity, so other test
-    images or another transform get another one. A complete one is only read. Without logits or
-    labels there are no metrics. Raises CacheError, DatasetError or Stopped.
+    They contain the teacher's outputs of the test images and of the probe's, one view each, with
+    which students are compared without running the teacher. Each is a cache of its own, so the same
+    code writes, resumes, checks and copies it. Its name contains the digest of its identity, so
+    other images or another transform get another one. A complete one is only read. Without logits
+    or labels there are no metrics. Raises CacheError, DatasetError or Stopped.
     """
-    cache = open_evaluated(teacher_pass.setup, every_byte=True)
-    return _test_metrics(cache or _new_evaluation(teacher_pass, stop, console))
+    tested, *_ = [
+        open_evaluated(teacher_pass.setup, images, every_byte=True)
+        or _new_evaluation(teacher_pass, images, stop, console)
+        for images in evaluated_images(teacher_pass.setup)
+    ]
+    return _test_metrics(tested)
 
 
-def _new_evaluation(teacher_pass: TeacherPass, stop: StopRequest, console: Console) -> TeacherCache:
-    setup = evaluation_setup(teacher_pass.setup)
+def _new_evaluation(
+    teacher_pass: TeacherPass, images: EvaluatedImages, stop: StopRequest, console: Console
+) -> TeacherCache:
+    setup = evaluation_setup(teacher_pass.setup, images)
     options = dataclasses.replace(teacher_pass.options, job=Job(), carried_from=None)
     evaluation = TeacherPass(setup, options, teacher=teacher_pass.teacher)
     evaluation.batch_size = teacher_pass.batch_size

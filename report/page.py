@@ -18,6 +18,8 @@ from teach_once.report.escape import as_code, for_html, for_markdown
 from teach_once.report.learning_curves import learning_curves
 from teach_once.report.names import has_variants, mark_text
 from teach_once.report.page_assets import SCRIPT, STYLE
+from teach_once.report.probes import MEANING as PROBE_MEANING
+from teach_once.report.probes import probe_cells
 from teach_once.report.runs import Result
 from teach_once.report.table import Cell, Row, in_markdown, markdown_table, table_cells
 from teach_once.runtime.safe.text import visible
@@ -59,7 +61,8 @@ class Report:
     """The content of a page. `results` is not empty.
 
     teacher: its errors, if known. scope: a sentence that describes the runs. commands: printed in
-    the report; the first one made it. picture: file name of the chart.
+    the report; the first one made it. picture, probe_picture: file names of the charts. probe_svg:
+    the second one, for the page itself.
     """
 
     title: str
@@ -69,6 +72,8 @@ class Report:
     scope: str
     commands: Sequence[str] = ()
     picture: str = "ablation.png"
+    probe_picture: str = "ablation-probe.png"
+    probe_svg: bytes = b""
 
 
 def markdown_page(report: Report) -> str:
@@ -82,11 +87,32 @@ def markdown_page(report: Report) -> str:
         f"# {for_markdown(report.title)}\n\n{markdown_table(report.rows, report.teacher)}\n"
         f"![error per method]({report.picture})\n\n"
         f"{_legend(report)} {for_markdown(report.scope)}\n\n"
-        f"{paired}{command}"
+        f"{paired}{_probes(report)}{command}"
         f"{''.join(map(_cache_lines, _of_each_cache(report.results)))}"
         f"{_certificate_line(report)}"
         f"Device: {for_markdown(first.device)}, torch {for_markdown(version)}\n"
     )
+
+
+def _probes(report: Report) -> str:
+    """Format the probes in Markdown; nothing without probes."""
+    if not (cells := probe_cells(report.results)):
+        return ""
+    picture = f"![accuracy of the probe per method]({report.probe_picture})"
+    return f"{in_markdown(cells)}\n{PROBE_MEANING}\n\n{picture}\n\n"
+
+
+def _probe_section(report: Report) -> list[str]:
+    """Format the probes in HTML; nothing without probes."""
+    if not (cells := probe_cells(report.results)):
+        return []
+    source = f"data:image/svg+xml;base64,{base64.b64encode(report.probe_svg).decode()}"
+    return [
+        "<h2>Probe</h2>",
+        f'<div class="scroll">{_sortable(cells[0], list(map(_row, cells[1:])))}</div>',
+        f'<p class="quiet">{for_html(PROBE_MEANING)}</p>',
+        f'<img src="{source}" alt="accuracy of the probe per method" width="480">',
+    ]
 
 
 def _of_each_cache(results: Sequence[Result]) -> list[Result]:
@@ -115,6 +141,7 @@ def html_page(report: Report) -> str:
         f'<p class="quiet">{_legend(report)} {for_html(report.scope)}</p>',
         *learning_curves(report.results),
         *_differences(report.rows),
+        *_probe_section(report),
         "<h2>Cost of the teacher</h2>",
         _definitions(cost_of_teacher(report.results, report.teacher)),
         "<h2>Provenance</h2>",

@@ -15,7 +15,7 @@ from teach_once.runtime.command.program import program_text
 from teach_once.runtime.errors import UserError
 from teach_once.runtime.metrics import Metric, Values, common_metric
 from teach_once.store.identity import identity_sha256
-from teach_once.train.runs.files import read_metrics
+from teach_once.train.runs.files import read_metrics, read_probe
 from teach_once.train.runs.folder import (
     FoundRun,
     distinct_settings,
@@ -72,6 +72,7 @@ class Result:
     label: str = ""  # the method's name, with "-live" if the teacher ran in the loop
     settings: str = ""
     terms: str = ""
+    probe: Mapping[str, Any] | None = None  # `train.runs.files.read_probe`
     teachers: tuple[str, ...] = ()  # description of each teacher: architecture and weights
 
     @property
@@ -197,6 +198,7 @@ def _result(run: FoundRun, row: str) -> Result:
         device=summary["device"],
         versions=summary["versions"],
         curve=tuple(_curve(epochs)),
+        probe=read_probe(run.folder, identity_sha256(run.identity)),
         last_validation=epochs[-1]["validation"] if epochs else None,
     )
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from teach_once.report.charts import as_png, errors_by_method
+from teach_once.report.charts import as_png, as_svg, errors_by_method
 from teach_once.report.names import has_variants, suffix_for
 from teach_once.report.page import Report, html_page, markdown_page
+from teach_once.report.probes import probe_chart
 from teach_once.report.runs import Found, Result, results_in
 from teach_once.report.table import csv_table, rows_of, terminal_table
 from teach_once.runtime.safe.files import write_atomically
@@ -49,7 +50,12 @@ def write_report(
     title, rows = f"Ablation of {results[0].student}", rows_of(results)
     scope = _scope(names, methods, asked, found)
     picture_name = f"ablation{suffix}.png"
-    report = Report(title, results, rows, teacher, scope, commands, picture_name)
+    probe_name = f"ablation-probe{suffix}.png"
+    probe = probe_chart(results)
+    svg = b"" if probe is None else as_svg(probe)
+    report = Report(title, results, rows, teacher, scope, commands, picture_name, probe_name, svg)
+    if probe is not None:
+        write_atomically(folder / probe_name, as_png(probe))
     picture = as_png(errors_by_method(rows, results, teacher))
     write_atomically(folder / f"ablation{suffix}.md", markdown_page(report).encode())
     write_atomically(folder / f"ablation{suffix}.csv", csv_table(results).encode())

@@ -70,6 +70,10 @@ EMBEDDING_COSINE = Metric(
     digits=3,
 )
 NEIGHBOR_DISAGREEMENT = Metric("neighbor_disagreement", "neighbor disagreement")
+# Of probes: of labeled images that measure an embedding, see `train.engine.probe`.
+KNN_ACCURACY = Metric("knn_accuracy", "k-NN accuracy", is_lower_better=False)
+LINEAR_ACCURACY = Metric("linear_accuracy", "linear accuracy", is_lower_better=False)
+PROBED = (KNN_ACCURACY, LINEAR_ACCURACY)
 METRICS = {
     each.name: each
     for each in (

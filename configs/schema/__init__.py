@@ -43,7 +43,14 @@ from teach_once.configs.schema.student import (
     StudentNet,
     ThinNet,
 )
-from teach_once.configs.schema.teacher import Hint, TapsConfig, TeacherConfig, TeacherNet, TopLogits
+from teach_once.configs.schema.teacher import (
+    Hint,
+    Probe,
+    TapsConfig,
+    TeacherConfig,
+    TeacherNet,
+    TopLogits,
+)
 from teach_once.configs.schema.training import (
     AdamW,
     Cosine,
@@ -88,6 +95,7 @@ __all__ = [
     "PackedOnce",
     "PadCropFlip",
     "PositiveFloat",
+    "Probe",
     "RandomErasing",
     "RandomResizedCrop",
     "Schedule",

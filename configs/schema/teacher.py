@@ -112,6 +112,22 @@ class TapsConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
+class Probe:
+    """Labeled images that measure an embedding: by its nearest neighbors, and by a classifier."""
+
+    train: StrictStr | None = None
+    """Folder with a folder of images per class; `null`: the dataset's own training images."""
+    test: StrictStr | None = None
+    """Folder of the same classes with other images; `null`: the dataset's own test images."""
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> Probe:
+        if (self.train is None) != (self.test is None):
+            raise ValueError("set both train and test, or neither")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=BLOCK)
 class TeacherConfig:
     """The definition of a cache."""
 
@@ -126,5 +142,7 @@ class TeacherConfig:
     """Teacher network."""
     taps: TapsConfig = TapsConfig()
     """Stored outputs of the teacher."""
+    probe: Probe | None = None
+    """Labeled images on which the embeddings of teacher and students are compared; `null`: none."""
     training: TeacherTraining | None = None
     """Training recipe, used if the weights are missing; `null`: the weights must exist."""

@@ -30,10 +30,11 @@ from teach_once.store.identity import (
     with_weights,
 )
 from teach_once.store.inspect.find import cache_folder
-from teach_once.store.read.evaluation import evaluation_name, evaluation_path
+from teach_once.store.read.evaluation import PROBES, TEST, evaluation_name, evaluation_path
 from teach_once.store.read.reader import TeacherCache
 from teach_once.views.datasets import Dataset, load_dataset
 from teach_once.views.identity import views_identity
+from teach_once.views.probe import load_probe
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ def describe_setup(
     check_data_exists(config)
     check_arch(config.teacher.arch)
     dataset = load_dataset(config.dataset, spool_folder(caches_dir, spool))
+    load_probe(config, dataset, spool_folder(caches_dir, spool))  # raises if it cannot be used
     return setup_of(config, dataset, caches_dir)
 
 
@@ -160,15 +162,51 @@ def require_weights(setup: Setup) -> Setup:
 # ---- the evaluation cache inside a cache
 
 
-def evaluation_setup(setup: Setup) -> Setup:
-    """Return the setup of the evaluation cache inside the cache of `setup`.
+@dataclass(frozen=True)
+class EvaluatedImages:
+    """Images whose teacher outputs are stored in one view, inside the cache.
 
-    Its training samples are the test images, and its only view is the evaluation transform. It is
-    small, so everything is stored in float32: a test image whose outputs overflow float16 must not
-    stop a pass.
+    prefix: of the evaluation cache's name. dataset: its training samples are the images.
     """
-    config, dataset = setup.config, setup.dataset
-    transform, digest = config.views.eval_transform, dataset.test_digest
+
+    prefix: str
+    dataset: Dataset
+
+
+def evaluated_images(setup: Setup) -> list[EvaluatedImages]:
+    """Return the test images, and the two parts of the config's probe if it has one.
+
+    Raises DatasetError if the probe's images cannot be used.
+    """
+    dataset, found = setup.dataset, load_probe(setup.config, setup.dataset, setup.path.parent)
+    tested = dataclasses.replace(dataset, train=dataset.test, digest=dataset.test_digest)
+    probes = dict(zip(PROBES, found or (), strict=False))
+    return [
+        EvaluatedImages(TEST, tested),
+        *(EvaluatedImages(prefix, each) for prefix, each in probes.items()),
+    ]
+
+
+def evaluation_setup(setup: Setup, images: EvaluatedImages | None = None) -> Setup:
+    """Return the setup of an evaluation cache inside the cache of `setup`.
+
+    images: default: the test images. They are its training samples, and its only view is the
+    evaluation transform. It is small, so everything is stored in float32: an image whose outputs
+    overflow float16 must not stop a pass. Of a probe's images only the embedding is stored, or,
+    without `taps.embedding`, the channel means.
+    """
+    images = images or evaluated_images(setup)[0]
+    config, dataset = setup.config, images.dataset
+    transform, digest = config.views.eval_transform, dataset.digest
+    if images.prefix != TEST:
+        has_embedding = bool(config.taps.embedding)
+        own = dataclasses.replace(
+            config.taps,
+            logits=None,
+            channel_means=None if has_embedding else config.taps.channel_means,
+            stages=None if has_embedding else config.taps.stages,
+        )
+        config = dataclasses.replace(config, taps=own)
     taps = dataclasses.replace(
         config.taps,
         logits="float32" if config.taps.logits else None,
@@ -182,18 +220,20 @@ def evaluation_setup(setup: Setup) -> Setup:
     return dataclasses.replace(
         setup,
         config=dataclasses.replace(config, views=views, taps=taps),
-        dataset=dataclasses.replace(dataset, train=dataset.test, digest=digest),
+        dataset=dataset,
         identity=identity,
-        path=evaluation_path(setup.path, evaluation_name(identity)),
+        path=evaluation_path(setup.path, evaluation_name(identity, images.prefix)),
     )
 
 
-def open_evaluated(setup: Setup, *, every_byte: bool) -> TeacherCache | None:
-    """Open the evaluation cache of `setup`'s test images; None if it is missing or damaged.
+def open_evaluated(
+    setup: Setup, images: EvaluatedImages | None = None, *, every_byte: bool
+) -> TeacherCache | None:
+    """Open the evaluation cache of some images; None if it is missing or damaged.
 
-    every_byte: compare all checksums.
+    images: default: the test images. every_byte: compare all checksums.
     """
-    evaluation = evaluation_setup(setup)
+    evaluation = evaluation_setup(setup, images)
     try:
         cache = TeacherCache.open(evaluation.path, num_views=1, taps=evaluation.tap_names)
     except CacheError:

@@ -19,6 +19,8 @@ from teach_once.store.place.open import place_at
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.zarr_source import manifest_at
 
+TEST = "test"
+PROBES = ("probe-train", "probe-test")
 _DIGITS = 8  # of the identity's sha256, in a name
 _OTHER_PARENT = "belongs to another cache than the one around it"
 
@@ -30,9 +32,9 @@ def evaluation_path(cache: Path, name: str) -> Path:
     return cache / EVALUATION / name
 
 
-def evaluation_name(identity: Identity) -> str:
-    """Return the name of an evaluation cache of test images."""
-    return f"test-{identity_sha256(identity)[:_DIGITS]}"
+def evaluation_name(identity: Identity, prefix: str = TEST) -> str:
+    """Return the name of an evaluation cache. prefix: `TEST`, or one of `PROBES`."""
+    return f"{prefix}-{identity_sha256(identity)[:_DIGITS]}"
 
 
 def evaluation_names(cache: Path) -> list[str]:

@@ -44,6 +44,7 @@ from teach_once.train.cli.plan import (
     parse_seeds,
     slow_precision,
 )
+from teach_once.train.cli.student import measure_missing_probes
 from teach_once.train.errors import TrainError
 from teach_once.train.recording.options import Recording
 from teach_once.train.recording.tracking import check_trackers
@@ -138,6 +139,7 @@ def train_study(request: AblationRequest, console: Console) -> StudyResult:
         begin_again(runs, request.compute.device)
     if all(run.is_finished for run in runs):
         console.print(f"all {len(runs)} runs are finished: nothing to train.")
+        measure_missing_probes(runs, request.compute)
         return StudyResult(runs, {})
     connection = None
     if how.cluster:
@@ -151,6 +153,7 @@ def train_study(request: AblationRequest, console: Console) -> StudyResult:
             share=how.share,
             cluster=connection,
         )
+    measure_missing_probes([run for run in runs if run not in failures], request.compute)
     return StudyResult(runs, failures)
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -22,7 +23,8 @@ from teach_once.store.read.mirror import shown_path
 from teach_once.train.cli.plan import RunRequest
 from teach_once.train.recording.options import Recording
 from teach_once.train.recording.tracking import check_trackers
-from teach_once.train.runs.folder import format_finished, format_result
+from teach_once.train.runs.folder import format_finished, format_probe, format_result
+from teach_once.train.runs.probes import probe_of
 from teach_once.train.runs.retrain import begin_again
 from teach_once.train.runs.study import Run
 
@@ -49,6 +51,8 @@ def train_single(
             ranks.barrier()  # other ranks read the run's files, which rank 0 may have moved
         if run.is_finished and (summary := run.summary):
             console.print(format_finished(summary, run.folder))
+            if is_first:
+                print_probe(run, compute, console)
             return
         _announce(run, console)
         from teach_once.train.engine.ranks import ALONE  # these load torch
@@ -57,7 +61,30 @@ def train_single(
         summary = train_run(run, compute, replace(recording, console=console), ranks or ALONE)
         if is_first:
             console.print(format_result(summary, run.folder))
+            print_probe(run, compute, console)
             console.print(_format_next(request, run))
+
+
+def print_probe(run: Run, compute: Compute, console: Console) -> None:
+    """Print the probe of a finished run, if the teacher's file has one; measures it once."""
+    if (result := _probed(run, compute)) is not None:
+        console.print(format_probe(result))
+
+
+def measure_missing_probes(runs: Sequence[Run], compute: Compute) -> None:
+    """Measure the probes that finished runs lack. Raises as `measure_probe` does, or BadFile."""
+    for run in runs:
+        _probed(run, compute)
+
+
+def _probed(run: Run, compute: Compute) -> Mapping[str, Any] | None:
+    if (probe := probe_of(run)) is None:
+        return None
+    if (result := probe.result) is not None:
+        return result
+    from teach_once.train.sessions.probing import measure_probe
+
+    return measure_probe(probe, compute)
 
 
 def _format_next(request: RunRequest, run: Run) -> str:

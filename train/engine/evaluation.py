@@ -46,7 +46,7 @@ def evaluate_batches(
     count = MetricCount(evaluator, len(pixels), ranks)
     classifiers = evaluator.classifiers if evaluator.reads_embedding else ()
     values: dict[str, Tensor] = {}
-    with _evaluation_mode(network), read_embedding(network, classifiers, values):
+    with evaluation_mode(network), read_embedding(network, classifiers, values):
         for batch in evaluation_batches(pixels, ranks):
             outputs = compute_logits(network, batch, precision, device)
             count.add(batch, outputs, values.get("embedding"))
@@ -72,7 +72,8 @@ def compute_logits(
 
 
 @contextmanager
-def _evaluation_mode(network: nn.Module) -> Iterator[None]:
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put the network into evaluation mode within a context; frozen modules stay as they are."""
     modes = [(module, module.training) for module in network.modules()]  # some may be frozen
     network.eval()
     try:

@@ -17,7 +17,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from teach_once.runtime.metrics import Values, check_values, deciding_metric
+from teach_once.runtime.metrics import PROBED, Values, check_values, deciding_metric
 from teach_once.runtime.safe.safe_read import BadFile, open_regular, parse_json, read_bounded
 from teach_once.runtime.safe.text import one_line
 from teach_once.store.identity import canonical_json, identity_sha256
@@ -73,6 +73,7 @@ def figures_of(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 RUN_FILE = "run.json"
 SUMMARY_FILE = "summary.json"
+PROBE_FILE = "probe.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -256,6 +257,51 @@ class _TeacherSummary(_Summary):
     weights_sha256: Sha256
     torch: Text
     settings: dict[str, Any]
+
+
+# ---- probe.json
+
+
+def _check_probed(values: Mapping[str, Any]) -> dict[str, float]:
+    for metric in PROBED:
+        if not metric.is_valid(values.get(metric.name)):
+            raise ValueError(f"{metric.name} is {values.get(metric.name)!r}")
+    return dict(values)
+
+
+_Probed = Annotated[dict[str, float], AfterValidator(_check_probed)]
+
+
+class _Probe(_Document):
+    run_sha256: Sha256
+    train_digest: Text
+    test_digest: Text
+    num_train: Count
+    num_test: Count
+    num_classes: Count
+    start: Text
+    before: _Probed
+    after: _Probed
+    teacher: _Probed
+    content_sha256: Sha256
+
+
+def probe_document(probe: Mapping[str, Any], run_sha256: str) -> bytes:
+    """Build the bytes of probe.json."""
+    content = {"run_sha256": run_sha256, **probe}
+    return _pretty({**content, _CHECKSUM: identity_sha256(content)})
+
+
+def read_probe(folder: Path, run_sha256: str) -> dict[str, Any] | None:
+    """Read a run's probe; None if it has none. Raises BadFile if it is damaged or another run's."""
+    path = folder / PROBE_FILE
+    if (content := _read(path, _Probe)) is None:
+        return None
+    if content.pop(_CHECKSUM) != identity_sha256(content):
+        raise _unlike_its_checksum(path)
+    if content.pop("run_sha256") != run_sha256:
+        raise _bad(path, "belongs to another run")
+    return content
 
 
 def summary_document(summary: Mapping[str, Any]) -> bytes:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from teach_once.runtime.errors import Busy
 from teach_once.runtime.formats import format_age, format_table
-from teach_once.runtime.metrics import METRICS, format_deciding, format_values
+from teach_once.runtime.metrics import METRICS, PROBED, format_deciding, format_values
 from teach_once.runtime.safe.locks import LOCK_FILE, Job, WriterLock
 from teach_once.runtime.safe.safe_read import BadFile
 from teach_once.store.identity import (
@@ -266,6 +266,19 @@ def format_result(summary: Mapping[str, Any], folder: Path) -> str:
     if teacher := _of_teacher(summary):
         lines.append(f"teacher: test {format_values(teacher)}")
     return "\n  ".join(lines)
+
+
+def format_probe(probe: Mapping[str, Any]) -> str:
+    """Format the result of a probe as a table."""
+    rows = [
+        (f"student, {probe['start']}", probe["before"]),
+        ("student, trained", probe["after"]),
+        ("teacher", probe["teacher"]),
+    ]
+    images = f"{probe['num_train']:,} and {probe['num_test']:,} images"
+    head = [f"probe, {images}", *(metric.title_with_unit for metric in PROBED)]
+    lines = [[name, *(m.format_number(values[m.name]) for m in PROBED)] for name, values in rows]
+    return format_table([head, *lines])
 
 
 def format_finished(summary: Mapping[str, Any], folder: Path) -> str:

@@ -187,6 +187,11 @@ def _fresh_networks(run: Run) -> tuple[nn.Module, StudentParts, Connectors | Non
     return network, parts, connectors
 
 
+def fresh_network(run: Run) -> nn.Module:
+    """Build a run's network with its initial random weights. Raises as `open_context` does."""
+    return _fresh_networks(run)[0]
+
+
 def train_state_bytes(run: Run) -> int:
     """Return the bytes of a student's weights, gradients, optimizer state and weight average."""
     network, _, connectors = _fresh_networks(run)

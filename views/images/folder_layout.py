@@ -92,6 +92,19 @@ def find_splits(root: Path, layout: FolderLayout, kept_in: Path | None) -> Folde
     return FolderSplits(*splits, tuple(filter(None, notes)), hint)
 
 
+def list_labeled(train_dir: Path, test_dir: Path, kept_in: Path | None) -> FolderSplits:
+    """List two folders of class folders, of which the second has no other classes.
+
+    Raises DatasetError if one has no images, or fewer than two classes.
+    """
+    train = listing_of(train_dir, None, kept_in)
+    _require_images(train, np.arange(len(train)), "has no images")
+    test = listing_of(test_dir, train.class_names, kept_in)
+    _require_images(test, np.arange(len(test)), "has no images")
+    notes = [describe_left_out(each.folder, each.left_out) for each in (train, test)]
+    return FolderSplits(_whole(train), _whole(test), tuple(filter(None, notes)), "")
+
+
 _LEAST_HELD, _MOST_HELD, _ENOUGH_HELD = 0.02, 0.1, 100  # fractions, and a number of images
 
 

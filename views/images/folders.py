@@ -27,6 +27,7 @@ from teach_once.views.images.folder_layout import (
     FolderSplits,
     ListedSplit,
     find_splits,
+    list_labeled,
     split_unlabeled,
 )
 from teach_once.views.images.listing import Listing, kept_digest
@@ -96,6 +97,14 @@ def image_folder(
     """
     found = find_splits(root, layout or FolderLayout(), kept_in)
     return _source_of(found, root.name, "imagefolder", max_pixels, kept_in)
+
+
+def labeled_folders(
+    train: Path, test: Path, max_pixels: int = ImageFolder.max_pixels, kept_in: Path | None = None
+) -> ImageSource:
+    """Open `train/<class>/*` and `test/<class>/*`, two folders anywhere, as `image_folder` does."""
+    found = list_labeled(train, test, kept_in)
+    return _source_of(found, train.name, "imagefolder", max_pixels, kept_in)
 
 
 def unlabeled_images(

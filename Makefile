@@ -23,6 +23,7 @@ PLACEMENT ?= auto
 JOBS    ?= 1
 SHARED_LOADING ?=
 RETRAIN ?=
+FILL_CACHE ?=
 LOGGER  ?=
 QUIET   ?=
 NPROC   ?=
@@ -52,7 +53,7 @@ READS_PASS    := $(READS_CACHES) DEVICE WORKERS FULL_CHECK TRAIN_TEACHER NPROC C
   CPUS_PER_WORKER QUIET ARGS
 READS_RUNS    := $(READS_PASS) STUDENT CACHE RUNS PLACEMENT RETRAIN LOGGER
 reads-cache-teacher  := TEACHER $(READS_PASS)
-reads-train-student  := METHOD SEED $(READS_RUNS)
+reads-train-student  := METHOD SEED FILL_CACHE $(READS_RUNS)
 reads-ablation       := METHODS SEEDS JOBS SHARED_LOADING GPUS_PER_RUN CPUS_PER_RUN $(READS_RUNS)
 reads-export-student := STUDENT METHOD SEED EXPORT_DIR RUNS DEVICE ARGS $(READS_CACHES)
 reads-check-recompute := TEACHER DEVICE WORKERS ARGS $(READS_CACHES)
@@ -150,6 +151,7 @@ OTHER_SETTINGS = \
   'WORKERS=4' 'processes that read images' \
   PLACEMENT=$(call q,PLACEMENT) "where a view's teacher outputs are kept: auto, device, host, window" \
   'RETRAIN=1' 'train finished runs again and replace them' \
+  'FILL_CACHE=1' 'train at once: missing views are computed in the loop and added to the cache' \
   'NPROC=8' 'processes that train one network together, and run the teacher: one for each GPU' \
   'CLUSTER=auto' 'a Ray cluster, or its address: its nodes run the teacher and an ablation' \
   'GPUS_PER_WORKER=1' 'GPUs of each worker that runs the teacher there; also CPUS_PER_WORKER' \
@@ -193,7 +195,7 @@ cache-teacher: env ## run TEACHER once over every view and cache its outputs (tr
 	@$(PY) -m teach_once cache-teacher $(call q,TEACHER) $(MIRRORED) $(READERS) $(TEACHING) $(OVERRIDES)
 
 train-student: env ## train STUDENT with METHOD and SEED from the cache (builds whatever is missing first)
-	@$(PY) -m teach_once train-student $(RUN) $(STUDENTS) $(TEACHING) $(AGAIN) $(OVERRIDES)
+	@$(PY) -m teach_once train-student $(RUN) $(STUDENTS) $(TEACHING) $(AGAIN) $(if $(value FILL_CACHE),--fill-cache) $(OVERRIDES)
 
 ablation: env ## train STUDENT with each of METHODS and SEEDS, then write the report
 	@$(PY) -m teach_once ablation $(STUDY) $(STUDENTS) $(TEACHING) $(SHARED) $(RUNS_ON_CLUSTER) $(AGAIN) $(OVERRIDES)

@@ -63,6 +63,7 @@ from teach_once.views.images.listing import forget_listings
 
 if TYPE_CHECKING:
     from teach_once.precompute.compute.teacher_pass import PassOptions
+    from teach_once.precompute.filling import CacheFiller
     from teach_once.precompute.plan import Plan
 
 app = new_app()
@@ -163,6 +164,34 @@ def fill_caches(
         _fill_cache(name, changes, request, console)
 
 
+def open_fillers(
+    teachers: Sequence[tuple[str, list[str]]], request: CacheRequest, console: Console
+) -> list[CacheFiller]:
+    """Return a filler for the cache of each teacher, with view 0 computed; [] if all are complete.
+
+    It replaces `fill_caches` for a training student and raises the same errors.
+    """
+    found = [_described(name, changes, request, console) for name, changes in teachers]
+    complete = [(cache, setup) for setup, cache in found if cache is not None]
+    if len(complete) == len(found):
+        for cache, setup in complete:
+            _print_complete(cache, setup, console)
+        return []
+    return [_open_filler(require_weights(setup), request, console) for setup, _ in found]
+
+
+def _open_filler(setup: Setup, request: CacheRequest, console: Console) -> CacheFiller:
+    from teach_once.precompute.filling import CacheFiller
+
+    _print_hints(setup, console)
+    setup.dataset.check_headers()
+    caches = request.storage.caches
+    with fixes_spelled_by(lambda more: cache_command(setup.config, caches_dir=caches, more=more)):
+        filler = CacheFiller(setup, _pass_options(setup, request, Job(), None), console)
+        filler.start()
+    return filler
+
+
 def _print_estimate(
     config: TeacherConfig, plan: bool, samples: int | None, classes: int | None, px: int | None
 ) -> None:
@@ -182,8 +211,7 @@ def _fill_cache(name: str, changes: list[str], request: CacheRequest, console: C
     setup, cache = _described(name, changes, request, console)
     if cache is not None and not request.plan:
         if request.job.job or request.job.rank == 0:  # ranks without a job share a terminal
-            measured = format_measured(cache, setup.config)
-            console.print(f"{cache.path} is complete: nothing to do. {measured}")
+            _print_complete(cache, setup, console)
         return
     caches, setup = request.storage.caches, require_weights(setup)
     if (old := opened_to_carry(request.reuse_from, setup)) is None and (
@@ -289,6 +317,11 @@ def _print_hints(setup: Setup, console: Console) -> None:
         hints.append(setup.dataset.order_hint)
     for hint in filter(None, hints):
         console.print(hint)
+
+
+def _print_complete(cache: TeacherCache, setup: Setup, console: Console) -> None:
+    measured = format_measured(cache, setup.config)
+    console.print(f"{cache.path} is complete: nothing to do. {measured}")
 
 
 def _print_outcome(cache: TeacherCache | None, setup: Setup, job: Job, console: Console) -> None:

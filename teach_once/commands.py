@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import shlex
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -26,7 +27,8 @@ from teach_once.runtime.command.options import (
     takes_option_groups,
 )
 from teach_once.runtime.command.program import in_repository
-from teach_once.stages import TeacherOptions, Teachers, run_stages
+from teach_once.stages import Stages, TeacherOptions, Teachers, run_stages
+from teach_once.store.place.open import place_at
 from teach_once.train.cli.ablation import (
     AblationRequest,
     StudyRequest,
@@ -40,8 +42,17 @@ from teach_once.train.cli.ablation import (
 from teach_once.train.cli.options import Logger, Retrain
 from teach_once.train.cli.plan import RunRequest, print_plan
 from teach_once.train.cli.student import train_single
+from teach_once.train.errors import TrainError
 from teach_once.train.recording.options import Recording
 from teach_once.train.recording.tracking import check_trackers
+
+FillCache = Annotated[
+    bool,
+    typer.Option(
+        "--fill-cache",
+        help="train at once: views that the cache lacks are computed in the loop and added to it",
+    ),
+]
 
 app = new_app("Build whatever is missing first, then train.")
 
@@ -73,10 +84,13 @@ def train_student(
     retrain: Retrain = False,
     loggers: Logger = None,
     cluster: ClusterAddress = None,
+    fill_cache: FillCache = False,
 ) -> None:
     """Print what is missing and what it costs, build it, and train one student."""
     console, recording = new_console(), Recording(loggers=loggers or ())
     check_trackers(recording.loggers)
+    if fill_cache:
+        _check_filling(request, teaching, cluster)
     teachers = _teachers_of_student(request, compute, teaching, cluster)
     if teaching.stage is None:
         print_plan(
@@ -88,7 +102,27 @@ def train_student(
             is_missing_only=True,
         )
     train = functools.partial(train_single, request, compute, recording, retrain=retrain)
-    run_stages({**teachers.stages(console), "student": train}, teaching)
+    stages: Stages = {**teachers.stages(console), "student": train}
+    if fill_cache:
+        del stages["cache"]
+        stages["student"] = lambda: train(fillers=teachers.open_fillers(console))
+    run_stages(stages, teaching)
+
+
+def _check_filling(request: RunRequest, teaching: TeacherOptions, cluster: str | None) -> None:
+    """Raise TrainError if the training process cannot fill its caches."""
+    excluded = {
+        "--cache": request.storage.cache is not None,
+        "--nproc": teaching.nproc > 1,
+        "--cluster": cluster is not None,
+        "--caches URL": not place_at(request.storage.caches).is_local,
+    }
+    if given := [option for option, is_given in excluded.items() if is_given]:
+        raise TrainError(
+            f"--fill-cache runs the teacher in one training process, into a local folder; it "
+            f"excludes {', '.join(given)}",
+            fix="omit --fill-cache: the cache is then filled before the training",
+        )
 
 
 @app.command()

@@ -10,13 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from teach_once.configs.load import load_teacher
-from teach_once.precompute.command import CacheRequest, fill_caches
+from teach_once.precompute.command import CacheRequest, fill_caches, open_fillers
 from teach_once.precompute.job import JobOptions, WorkerOptions
 from teach_once.runtime.command.help import RUN
 from teach_once.runtime.command.options import CacheStorage, Compute
@@ -29,6 +29,9 @@ from teach_once.train.cli.options import TrainTeacher
 from teach_once.train.cli.student import console_of, joined
 from teach_once.train.recording.options import Recording
 from teach_once.train.sessions.missing_weights import train_missing_weights
+
+if TYPE_CHECKING:
+    from teach_once.precompute.filling import CacheFiller
 
 Stage = Literal["weights", "cache", "student"]
 Stages = dict[Stage, Callable[[], None]]
@@ -85,7 +88,14 @@ class Teachers:
 
     def make_caches(self, console: Console) -> None:
         """Fill the incomplete caches; every rank calls it. Raises as `fill_caches` does."""
-        request = CacheRequest(
+        fill_caches(self.named, self._request(), console)
+
+    def open_fillers(self, console: Console) -> list[CacheFiller]:
+        """Prepare the caches to be filled while a student trains. Raises as `fill_caches` does."""
+        return open_fillers(self.named, self._request(), console)
+
+    def _request(self) -> CacheRequest:
+        return CacheRequest(
             self.storage,
             self.compute,
             full_check=self.options.full_check,
@@ -93,7 +103,6 @@ class Teachers:
             cluster=self.cluster,
             workers=self.options,
         )
-        fill_caches(self.named, request, console)
 
 
 def run_stages(stages: Stages, options: TeacherOptions) -> None:

@@ -86,6 +86,7 @@ SWITCHES = {
     "TRAIN_TEACHER": "--train-teacher",
     "QUIET": "--quiet --full-check",  # pip has a --quiet too
     "RETRAIN": "--retrain",
+    "FILL_CACHE": "--fill-cache",
     "SHARED_LOADING": "--shared-loading",
 }
 

@@ -67,6 +67,49 @@ def test_train_student_without_weights_and_cache_ends_with_the_bits_of_single_pr
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_train_student_with_fill_cache_equals_the_pass_followed_by_training(
+    cached: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*cached, "teacher.training=null", "--device", "cpu"]
+    place, runs = words.index("--caches") + 1, words.index("--runs") + 1
+    for name, more in (("passed", []), ("filled", ["--fill-cache"])):
+        words[place], words[runs] = str(tmp_path / name), str(tmp_path / f"{name}-runs")
+        call = ["train-student", "digits-resnet8", "--method", "cd+gkd", *words, *more]
+        assert main(call) == 0
+        printed = capsys.readouterr().out
+        assert ("is complete" in printed) != ("computed in the loop and added" in printed)
+    ours, theirs = weights_in(tmp_path / "filled-runs"), weights_in(tmp_path / "passed-runs")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    caches = [next((tmp_path / name).iterdir()) for name in ("filled", "passed")]
+    chunks = [sorted(cache.glob("teacher.zarr/**/*")) for cache in caches]
+    assert len(chunks[0]) > 20
+    for our, their in zip(*chunks, strict=True):
+        assert our.name == their.name
+        assert our.is_dir() or our.read_bytes() == their.read_bytes()
+    assert main(call) == 0
+    again = capsys.readouterr().out.splitlines()
+    assert [line.count("nothing to do") for line in again] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--nproc", "2"],
+        ["--cache", "there"],
+        ["--cluster", "auto"],
+        ["--caches", "s3://bucket/caches"],
+    ],
+)
+def test_fill_cache_excludes_what_it_cannot_fill(
+    option: list[str], cached: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["train-student", "digits-resnet8", "--method", "kd", *cached, "--fill-cache", *option]
+    assert main(call) == 2
+    printed = capsys.readouterr().err
+    assert f"it excludes {option[0]}" in printed
+    assert "fix: omit --fill-cache" in printed
+
+
 def test_ablation_trains_every_method_and_writes_the_report_in_the_same_process(
     cached: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -91,9 +91,11 @@ class RunRequest:
     storage: StudyStorage = StudyStorage()
     placement: PlacementOption = "auto"
 
-    def open_run(self) -> Run:
+    def open_run(self, *, reads_outputs: bool = True) -> Run:
         """Open the study and the run. Raises as `open_named_study` does."""
-        study = open_named_study(self.name, self.overrides, self.storage, self.placement)
+        study = open_named_study(
+            self.name, self.overrides, self.storage, self.placement, reads_outputs
+        )
         return study.run(self.method, self.seed)
 
 
@@ -104,9 +106,9 @@ class LiveRunRequest(RunRequest):
     live_teacher: LiveTeacher = False
     live_bn: LiveBatchNorm = False
 
-    def open_run(self) -> Run:
+    def open_run(self, *, reads_outputs: bool = True) -> Run:
         """Open the study and the run. Raises as `open_named_study` does."""
-        run = super().open_run()
+        run = super().open_run(reads_outputs=reads_outputs)
         return run.study.run(run.method, run.seed, self.live_teacher, self.live_bn)
 
 

@@ -30,13 +30,20 @@ from teach_once.train.runs.study import Run
 
 if TYPE_CHECKING:
     from teach_once.train.engine.ranks import Ranks
+    from teach_once.train.outputs.filling_teacher import ViewFiller
 
 
 def train_single(
-    request: RunRequest, compute: Compute, recording: Recording, *, retrain: bool = False
+    request: RunRequest,
+    compute: Compute,
+    recording: Recording,
+    *,
+    retrain: bool = False,
+    fillers: Sequence[ViewFiller] = (),
 ) -> None:
-    """Train or resume a run and print its result. retrain: train a finished run again.
+    """Train or resume a run and print its result.
 
+    retrain: train a finished run again. fillers: one per teacher, if their caches may lack views.
     With several processes each calls this, and rank 0 prints and writes. Raises as
     `train.sessions.student.train_run` does. With several processes only the first one to fail
     raises, and the others end with its exit status.
@@ -44,7 +51,7 @@ def train_single(
     check_trackers(recording.loggers)
     with joined(compute.device) as ranks:
         console, is_first = console_of(ranks), ranks is None or ranks.is_first
-        run = request.open_run()
+        run = request.open_run(reads_outputs=not fillers)
         if retrain and is_first:
             begin_again([run], compute.device)
         if ranks is not None:
@@ -58,7 +65,8 @@ def train_single(
         from teach_once.train.engine.ranks import ALONE  # these load torch
         from teach_once.train.sessions.student import train_run
 
-        summary = train_run(run, compute, replace(recording, console=console), ranks or ALONE)
+        recording = replace(recording, console=console)
+        summary = train_run(run, compute, recording, ranks or ALONE, fillers)
         if is_first:
             console.print(format_result(summary, run.folder))
             print_probe(run, compute, console)

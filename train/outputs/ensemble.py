@@ -52,6 +52,10 @@ class TeacherEnsemble(TeacherOutputs):
         for source in self._sources:
             source.prefetch(view, ids)
 
+    def end_epoch(self) -> None:
+        for source in self._sources:
+            source.end_epoch()
+
     def close(self) -> None:
         for source in self._sources:
             source.close()

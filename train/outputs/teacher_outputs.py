@@ -7,9 +7,10 @@ one view, on the device `CachedTeacher("device")`       computed in the step: `L
 one view, host memory   `CachedTeacher("host")`
 blocks, host memory     `WindowedTeacher`
 
-Two wrappers have the same interface: `TeacherEnsemble` for several teachers and `SharedOutputs` for
-several students. With several ranks, each rank passes only its samples' ids to `start_epoch` and
-loads only these. `train.outputs.shuffle_buffer` determines the order of samples.
+Wrappers have the same interface: `TeacherEnsemble` for several teachers, `SharedOutputs` for
+several students, and `FillingTeacher` for a cache that lacks views. With several ranks, each rank
+passes only its samples' ids to `start_epoch` and loads only these. `train.outputs.shuffle_buffer`
+determines the order of samples.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ class TeacherOutputs(Protocol):
         The next call may overwrite them. Raises WrongView if the batch belongs to another view.
         """
         ...
+
+    def end_epoch(self) -> None:
+        """Keep what the epoch's steps have computed; called after its last step."""
+        return
 
     def close(self) -> None:
         """Stop reading."""

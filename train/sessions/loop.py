@@ -172,6 +172,7 @@ class _Epoch:
         """Read the losses from the device. Raises Diverged if one is not finite."""
         self._step_losses, self._losses = self.sums.read()
         _check_divergence(self._step_losses, self._number, self.sums)
+        self._context.teacher.end_epoch()
         self._trained, self._learning_rate = self._clock(), learning_rate
 
     def test_batches(self) -> Generator[None, None, None]:

@@ -49,6 +49,7 @@ from teach_once.train.outputs.cached_teacher import (
     view_bytes,
 )
 from teach_once.train.outputs.ensemble import TeacherEnsemble
+from teach_once.train.outputs.filling_teacher import FillingTeacher, ViewFiller
 from teach_once.train.outputs.shuffle_buffer import ShuffleBuffer
 from teach_once.train.outputs.teacher_outputs import LiveTeacher, NoTeacher, TeacherOutputs
 from teach_once.train.recording.options import Recording
@@ -86,21 +87,32 @@ def train_student(
 
 
 def train_run(
-    run: Run, compute: Compute, recording: Recording, ranks: Ranks = ALONE
+    run: Run,
+    compute: Compute,
+    recording: Recording,
+    ranks: Ranks = ALONE,
+    fillers: Sequence[ViewFiller] = (),
 ) -> dict[str, Any]:
     """Train one student, or resume an unfinished run; returns the summary.
 
     A finished run is unchanged and its summary is returned. A started repetition is trained in its
     place and replaces the result at the end. Ctrl-C and SIGTERM save a checkpoint and raise
     Stopped. ranks: the processes that train together, each of which calls this; only rank 0 prints,
-    tracks and returns a summary.
+    tracks and returns a summary. fillers: one per teacher, if views may be missing.
     """
     to_train = run.repetition or run
     summary = to_train.summary
     if summary is None:
         with StopRequest() as stop:
             device = pick_device(compute.device)
-            context = open_context(to_train, device, num_workers=compute.workers, ranks=ranks)
+            cached = functools.partial(_filled_outputs, to_train, device, fillers)
+            context = open_context(
+                to_train,
+                device,
+                num_workers=compute.workers,
+                cached=cached if fillers else None,
+                ranks=ranks,
+            )
             training = student_training(context, to_train, recording.on_rank(ranks), stop)
             for _ in training.batches():
                 pass
@@ -266,6 +278,20 @@ def cached_outputs(
     return CachedTeacher(cache, taps, device, placement, fraction=fraction)
 
 
+def _filled_outputs(
+    run: Run,
+    device: torch.device,
+    fillers: Sequence[ViewFiller],
+    cache: TeacherCache,
+    taps: Sequence[str],
+) -> TeacherOutputs:
+    """Open taps of a cache that may lack views; fillers: one for each teacher, in order."""
+    number = [each.path for each in run.study.caches].index(cache.path)
+    return FillingTeacher(
+        fillers[number], taps, lambda filled: cached_outputs(run, device, filled, taps)
+    )
+
+
 def _shuffle(run: Run) -> ShuffleBuffer | None:
     """Return the run's shuffle buffer; None if it does not use windows."""
     needs_teacher = bool(run.needed_of_each[0])
@@ -303,6 +329,14 @@ def _weights_name(teacher: TeacherConfig) -> str:
     return Path(teacher.teacher.weights).name
 
 
+def _measured(run: Run) -> dict[str, Any]:
+    """Return the measurements in the first teacher's cache, also if the run has completed it."""
+    cache = run.study.cache
+    if cache.manifest.measured_views < run.num_views:
+        cache = TeacherCache.open(cache.path, num_views=1, taps=())
+    return cache.measured
+
+
 def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
     study, net = run.study, run.study.config.student
     return {
@@ -316,7 +350,7 @@ def _summary_extras(run: Run, device: torch.device) -> dict[str, Any]:
         "cache": study.cache.path.name,
         "num_teachers": len(study.teachers),
         "cache_sha256": identity_sha256(study.cache.identity),
-        "teacher": study.cache.measured,
+        "teacher": _measured(run),
         "teacher_weights": [_weights_name(each.config) for each in study.teachers],
         "device": str(device),
         "threads": torch.get_num_threads(),

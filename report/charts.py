@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from teach_once.report.differences import known_differences
-from teach_once.report.intervals import Interval
 from teach_once.report.learning_curves import BEST, Curve, of_errors, spread_apart
 from teach_once.report.page_assets import DARK, DARK_PAPER, LIGHT, LIGHT_PAPER
 from teach_once.report.runs import Result
@@ -78,17 +77,12 @@ def _dot(label: str, errors: Sequence[float]) -> Dot:
 def differences_to(rows: Sequence[Row], reference: str) -> Figure | None:
     """Draw a forest plot of the paired differences to ce or kd, sorted; None if there are none."""
     dots = [
-        Dot(row.method, each.mean, _half_width(each.interval))
+        Dot(row.method, each.mean, each.interval.half_width if each.interval else 0.0)
         for row, to, each in known_differences(rows)
         if to == reference
     ]
     title = f"difference to {in_plot(reference)} (points); bar: 95% interval"
     return dot_chart(dots, title, {"no difference": 0.0}, signed=True) if dots else None
-
-
-def _half_width(interval: Interval | None) -> float:
-    """Return zero below three seeds: with two, an interval of t(1) contains everything."""
-    return interval.half_width if interval and interval.count >= 3 else 0.0
 
 
 @rc_context(_STYLE)

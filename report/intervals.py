@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from functools import cache
 
 LEVEL = 0.95
+FEWEST_SEEDS = 3  # Student's t with one degree of freedom contains nearly everything
 _ROUNDING = 1e-9  # in percentage points; one error in 10⁹ samples is 1e-7
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The mean of `count` values with the half-width of its confidence interval."""
+    """A mean with the half-width of its confidence interval."""
 
     mean: float
     half_width: float
-    count: int
 
     @property
     def low(self) -> float:
@@ -33,11 +33,11 @@ class Interval:
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:
-    """Return mean ± t(n - 1) · s / √n at confidence `LEVEL`; None for fewer than two values."""
-    if len(values) < 2:
+    """Return mean ± t(n - 1) · s / √n at confidence `LEVEL`; None below `FEWEST_SEEDS` values."""
+    if len(values) < FEWEST_SEEDS:
         return None
     error = statistics.stdev(values) / len(values) ** 0.5
-    return Interval(statistics.fmean(values), _quantile(len(values) - 1) * error, len(values))
+    return Interval(statistics.fmean(values), _quantile(len(values) - 1) * error)
 
 
 def paired_p(gaps: Sequence[float]) -> float | None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from teach_once.report.escape import for_html
-from teach_once.report.intervals import LEVEL, Interval, t_interval
+from teach_once.report.intervals import FEWEST_SEEDS, LEVEL, Interval, t_interval
 from teach_once.report.runs import Point, Result, metric_of
 from teach_once.runtime.metrics import TOP1_ERROR, Metric
 from teach_once.runtime.safe.text import one_line
@@ -26,7 +26,7 @@ _MOST_POINTS = 400  # per line; more would exceed its pixels
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One epoch of a method. x: epochs or seconds; interval: None with one seed."""
+    """One epoch of a method. x: epochs or seconds; interval: None with one or two seeds."""
 
     x: float
     mean: float
@@ -363,13 +363,15 @@ def _both_sizes(draw: Callable[[Sequence[Result], Size], str], results: Sequence
 
 def _what_bands_are(curves: Sequence[Curve]) -> str:
     seeds = {curve.num_seeds for curve in curves}
-    several = sorted(number for number in seeds if number > 1)
+    several = sorted(number for number in seeds if number >= FEWEST_SEEDS)
     if not several:
-        return "Each method has one seed, so there are no intervals."
+        return f"No method has {FEWEST_SEEDS} seeds, so there are no intervals."
     n = f"{several[0]}" if len(several) == 1 else f"{several[0]} to {several[-1]}"
     bands = ", and bands" if len(curves) <= MOST_BANDS else ""
     hidden = "" if bands else " Point at a line or its name to see the intervals of all epochs."
-    alone = " Lines without a bar have one seed." if 1 in seeds else ""
+    alone = ""
+    if min(seeds) < FEWEST_SEEDS:
+        alone = f" Lines without a bar have fewer than {FEWEST_SEEDS} seeds."
     return (
         f"Bars next to the last epoch{bands}: {LEVEL:.0%} confidence intervals of the mean "
         f"(Student's t, n = {n} seeds), clipped at the chart's edge.{hidden}{alone}"

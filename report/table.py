@@ -41,11 +41,12 @@ class PairedDifference:
     """Difference of a method's last error to another method's, over their common seeds.
 
     p: two-sided, from a paired t-test; None with fewer than two seeds or if all differences are
-    equal. interval: of the mean; None with fewer than two seeds.
+    equal. interval: of the mean; None with fewer than three seeds.
     """
 
     mean: float
     p: float | None
+    num_seeds: int
     interval: Interval | None = None
 
     def __str__(self) -> str:
@@ -182,7 +183,7 @@ def difference(
     if not common:
         return None
     gaps = [our_errors[seed] - their_errors[seed] for seed in common]
-    return PairedDifference(statistics.fmean(gaps), paired_p(gaps), t_interval(gaps))
+    return PairedDifference(statistics.fmean(gaps), paired_p(gaps), len(gaps), t_interval(gaps))
 
 
 def table_cells(rows: Sequence[Row], teacher: Mapping[str, float]) -> list[list[Cell]]:

@@ -90,7 +90,7 @@ def test_the_bars_of_intervals_have_one_scale_with_zero_in_the_middle() -> None:
     def row(method: str, *gaps: float) -> list[Result]:
         return [result(method, seed, 50 + gap) for seed, gap in enumerate(gaps)]
 
-    rows = rows_of([*row("ce", 0, 0), *row("wide", -4, -3.9), *row("close", 2, 2.01)])
+    rows = rows_of([*row("ce", 0, 0, 0), *row("wide", -4, -3.9, -3.8), *row("close", 2, 2, 2.01)])
     wide, close = interval_bars(rows)
     bounds = [each.to_ce.interval for each in rows[1:]]
     reach = max(max(-each.low, each.high) for each in bounds)

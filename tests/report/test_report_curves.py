@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from scipy import stats
 
-from teach_once.report.differences import difference_cells
+from teach_once.report.differences import difference_cells, interval_bars
 from teach_once.report.intervals import t_interval
 from teach_once.report.learning_curves import (
     NARROW,
@@ -28,6 +28,7 @@ from teach_once.report.learning_curves import (
     seconds_of,
     spread_apart,
 )
+from teach_once.report.page import Report, html_page
 from teach_once.report.runs import Point, Result
 from teach_once.report.table import rows_of
 from tests.report.test_report import result
@@ -46,6 +47,7 @@ def run_of(method: str, seed: int, top1: Sequence[float | None]) -> Result:
 
 
 TWO_SEEDS = [run_of("kd", 0, [40, None, 9]), run_of("kd", 1, [50, 30, 13])]
+THREE_SEEDS = [*TWO_SEEDS, run_of("kd", 2, [45, 20, 11])]
 
 
 def series_of(svg: str) -> list[ElementTree.Element]:
@@ -69,15 +71,17 @@ def test_intervals_are_those_of_students_t() -> None:
     assert found is not None
     expected = stats.t.interval(0.95, 3, loc=9.125, scale=stats.sem(values))
     assert (found.low, found.high) == pytest.approx(expected)
-    assert found.count == 4
-    assert t_interval([7.0]) is None
+    assert t_interval(values[:3]) is not None
+    assert t_interval(values[:2]) is None
 
 
 def test_a_curve_holds_means_over_the_epochs_that_all_seeds_were_tested_in() -> None:
     (by_epoch,), (by_time,) = (curves_of(TWO_SEEDS, x_of) for x_of in (epochs_of, seconds_of))
     assert [(point.x, point.mean) for point in by_epoch.points] == [(1, 45), (3, 11)]
+    assert [point.interval for point in by_epoch.points] == [None, None]
     assert [point.x for point in by_time.points] == pytest.approx([1.05, 3.15])
-    assert by_epoch.points[-1].interval == t_interval([9, 13])
+    (of_three,) = curves_of(THREE_SEEDS, epochs_of)
+    assert of_three.points[-1].interval == t_interval([9, 13, 11])
     assert curves_of([run_of("kd", 0, [None, None])], epochs_of) == []
 
 
@@ -123,27 +127,29 @@ def test_the_best_five_of_forty_methods_have_colors_and_the_others_are_gray() ->
 
 
 def test_a_method_of_several_seeds_has_a_band_and_a_bar_and_says_of_what() -> None:
-    kd, ce = series_of(errors_by_epoch([*TWO_SEEDS, run_of("ce", 0, [60, 50, 40])]))
+    runs = [*THREE_SEEDS, *(run_of("ce", seed, [60, 50, 40 + seed]) for seed in (0, 1))]
+    kd, ce = series_of(errors_by_epoch(runs))
     kinds = [[path.get("class") for path in group.iter(f"{SVG}path")] for group in (kd, ce)]
     assert {"band", "interval"} <= set(kinds[0])
     assert not {"band", "interval"} & set(kinds[1])
-    low, high = stats.t.interval(0.95, 1, loc=11, scale=2)
+    low, high = stats.t.interval(0.95, 2, loc=11, scale=2 / 3**0.5)
     told = kd.find(f"{SVG}title")
     assert told is not None
-    assert told.text == (f"kd: 11.00 % at the end, 95% interval {low:.2f} to {high:.2f}, 2 seeds")
-    section = learning_curves([*TWO_SEEDS, run_of("ce", 0, [60, 50, 40])])[-1]
+    assert told.text == (f"kd: 11.00 % at the end, 95% interval {low:.2f} to {high:.2f}, 3 seeds")
+    section = learning_curves(runs)[-1]
     assert "Bars next to the last epoch, and bands:" in section
-    assert "95% confidence intervals of the mean (Student's t, n = 2 seeds)" in section
-    assert "Lines without a bar have one seed." in section
-    assert "there are no intervals" in learning_curves(TWO_SEEDS[:1])[-1]
+    assert "95% confidence intervals of the mean (Student's t, n = 3 seeds)" in section
+    assert "Lines without a bar have fewer than 3 seeds." in section
+    assert "Lines without a bar" not in learning_curves(THREE_SEEDS)[-1]
+    assert "No method has 3 seeds" in learning_curves(TWO_SEEDS)[-1]
 
 
 def test_the_bands_of_many_methods_are_hidden_until_one_is_pointed_at() -> None:
-    runs = [run_of(f"m{n}", seed, [50, 10 + seed]) for n in range(7) for seed in (0, 1)]
+    runs = [run_of(f"m{n}", seed, [50, 10 + seed]) for n in range(7) for seed in range(3)]
     assert 'class="chart wide crowded"' in errors_by_epoch(runs)
-    assert 'class="chart wide"' in errors_by_epoch(runs[:-2])
+    assert 'class="chart wide"' in errors_by_epoch(runs[:-3])
     assert "Point at a line or its name" in learning_curves(runs)[-1]
-    assert "Point at a line or its name" not in learning_curves(runs[:-2])[-1]
+    assert "Point at a line or its name" not in learning_curves(runs[:-3])[-1]
 
 
 def test_axes_of_epochs_tick_at_whole_numbers_and_those_of_seconds_need_not() -> None:
@@ -192,7 +198,23 @@ def test_paired_differences_have_the_interval_of_a_paired_t_test() -> None:
     assert difference_cells(rows_of([result("ce", 0, 9.0), result("kd", 0, 7.0)])) == []
 
 
+def test_differences_of_two_seeds_have_no_interval_and_no_bar() -> None:
+    runs = [result("ce", seed, top1) for seed, top1 in enumerate((10.0, 14.0, 11.0))]
+    runs += [result("kd", seed, top1) for seed, top1 in enumerate((7.0, 12.0))]
+    runs += [result("cd", seed, top1) for seed, top1 in enumerate((9.0, 13.0, 12.0))]
+    _, *lines = difference_cells(rows_of(runs))
+    bars = interval_bars(rows_of(runs))
+    found = [
+        (line[2].text, bool(line[4].text), bool(bar)) for line, bar in zip(lines, bars, strict=True)
+    ]
+    assert sorted(found) == [("2", False, False), ("2", False, False), ("3", True, True)]
+    assert all(line[5].text for line in lines)
+    page = html_page(Report("t", runs, rows_of(runs), {}, "All runs."))
+    assert page.count('class="bar"') == 1
+    assert "With fewer than 3 seeds, no interval is given." in page
+
+
 def test_differences_without_any_spread_claim_no_interval() -> None:
-    runs = [result(method, seed, 5.0) for method in ("ce", "kd") for seed in (0, 1)]
+    runs = [result(method, seed, 5.0) for method in ("ce", "kd") for seed in range(3)]
     _, (*_, difference, interval, p) = difference_cells(rows_of(runs))
     assert (difference.text, interval.text, p.text) == ("+0.00", "", "")

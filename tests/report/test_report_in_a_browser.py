@@ -77,12 +77,12 @@ const sort = (inside, column) => {
 
 
 def page_runs() -> list[Result]:
-    """Twelve methods, some with two seeds; one has a long name with markup in it."""
+    """Twelve methods, some with three seeds; one has a long name with markup in it."""
     names = ["ce", "kd", "m10", "m9", *(f"cd+{n}" for n in range(7)), "<b>a long name</b>" * 3]
     return [
         run_of(name, seed, [60, 20, 9 + seed + number / 8])
         for number, name in enumerate(names)
-        for seed in range(1 + number % 2)
+        for seed in range(1 + 2 * (number % 2))
     ]
 
 

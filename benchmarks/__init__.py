@@ -1,6 +1,6 @@
-"""Measurements: each program takes its rows side by side in one run and prints ratios.
+"""Measurements: each program times its rows in one interleaved run and prints ratios.
 
-Importing `runtime` sets how OpenMP waits, as in every program, before they import torch.
+Importing `runtime` sets how OpenMP waits, as in every program, before torch is imported.
 """
 
 import teach_once.runtime  # noqa: F401

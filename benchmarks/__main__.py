@@ -1,9 +1,9 @@
 """python -m benchmarks [--device cuda] [--quick] [--only "steps start"]
 python -m benchmarks NAME [...]             one of the benchmarks below; --help lists its options
 
-Without a name it runs the benchmarks of all speed targets, each in its own process, and ends with
-the table of all targets: the measured value, the target, and a mark if it was missed. The sections
-of the page of benchmarks are rewritten on the way. --quick: a few rounds of the smallest shapes.
+Without a name it runs the benchmarks of all speed targets, each in its own process, rewrites their
+sections of the benchmarks page, and prints a table of all targets: the measured value, the target,
+and a mark if it was missed. --quick: a few rounds of the smallest shapes.
 
 """
 
@@ -32,19 +32,19 @@ NAMES = {
     "ablation": "five methods from a cache and with the teacher in the loop",
     "start": "from `make train-student` to its first step",
     "loading": "photographs, against torchvision's loader; needs a quiet machine",
-    "scale": "what ImageNet's number of samples costs; takes minutes",
+    "scale": "the cost of ImageNet's number of samples; minutes",
     "shared_loading": "five methods trained jointly, against one after the other; minutes",
     "objects": "a view through a mirror of an object store; minutes",
     "ranks": "one student on several processes, or GPUs; minutes",
-    "many_blocks": "a pass of a million empty blocks on Ray; minutes",
+    "many_blocks": "a pass of a million nearly empty blocks on Ray; minutes",
     "read": "a view's slab, single rows and a check of a cache",
-    "dtypes": "what each tap dtype costs and keeps, of a teacher's records",
+    "dtypes": "bytes and errors of each tap dtype, on a teacher's records",
     "profile": "the operators in which a training step spends its time",
 }
 
 
 def run_program(command: list[str]) -> None:
-    """Run a target in its own process, so that it finds no memory or threads of another."""
+    """Run a target in its own process, unaffected by the memory and threads of another."""
     subprocess.run(command, check=True)
 
 

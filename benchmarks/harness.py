@@ -1,7 +1,7 @@
 """The harness of all targets: interleaved rounds, verdicts, and a section of the benchmarks page.
 
-Rows that are compared take turns, round after round, so that a slow moment of a shared machine
-affects them all alike. A target is a module of `benchmarks.targets` with a TITLE and a function
+Each round calls every row once, so that a slow moment of a shared machine affects all rows
+alike. A target is a module of `benchmarks.targets` with a TITLE and a function
 `measure`, whose parameters are the options of its command and which returns `Findings`.
 """
 
@@ -54,20 +54,20 @@ class Timing:
 
     @property
     def mean(self) -> float:
-        """The mean without the slowest and the fastest tenth, which belong to the machine."""
+        """The mean without the slowest and the fastest tenth, which other programs cause."""
         return float(trim_mean(self.seconds, 0.1))
 
     def ratio_to(self, other: Timing) -> float:
-        """The median over rounds of this row's seconds divided by the other row's."""
+        """Return the median over rounds of this row's seconds divided by the other row's."""
         pairs = zip(self.seconds, other.seconds, strict=True)
         return statistics.median(own / reference for own, reference in pairs)
 
     def format_ms(self, digits: int = 1, calls: int = 1) -> str:
-        """Milliseconds of each of `calls` calls."""
+        """Format the milliseconds of each of `calls` calls."""
         return f"{1e3 * self.median / calls:,.{digits}f} ms ± {self.spread:.0%}"
 
     def format_rate(self, amount: float, digits: int = 0) -> str:
-        """`amount` per second."""
+        """Format `amount` per second."""
         return f"{amount / self.median:,.{digits}f} ± {self.spread:.0%}"
 
 
@@ -96,10 +96,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Findings:
-    """The results of a target. text: follows the command and the machine in its section.
+    """The results of a target.
 
-    content: of the JSON file; by default the verdicts. title: of the section; by default the
-    module's. Findings with an empty title are only printed. cleanup: called after that.
+    text: follows the command and the machine in the section. content: JSON content; by default the
+    verdicts. title: section title; by default the module's. Findings with an empty title are only
+    printed. cleanup: called after the results are written.
     """
 
     text: str
@@ -110,9 +111,9 @@ class Findings:
 
 
 def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Call every row once to warm up, then `rounds` times in turn; name -> timing.
+    """Call every row once to warm up, then time `rounds` rounds of all rows; name -> timing.
 
-    A row that returns a float has timed itself.
+    A row that times itself returns its seconds as a float.
     """
     for run in rows.values():
         run()
@@ -127,7 +128,7 @@ def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
 
 
 def timed(run: Callable[[], object], device: torch.device = CPU) -> Callable[[], float]:
-    """`run` as a row that returns its seconds, on a GPU until the GPU is done."""
+    """Turn `run` into a row that returns its seconds, on a GPU until the GPU is done."""
 
     def call() -> float:
         synchronize(device)
@@ -140,13 +141,13 @@ def timed(run: Callable[[], object], device: torch.device = CPU) -> Callable[[],
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a GPU is done; a CPU always is."""
+    """Wait until a GPU has finished its work; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def drain(*opens: Callable[[], Iterable[object]]) -> Callable[[], None]:
-    """A row that exhausts, one after the other, what each of these functions returns."""
+    """Build a row that exhausts the iterables of these functions, one after the other."""
 
     def run() -> None:
         for each in opens:
@@ -156,7 +157,7 @@ def drain(*opens: Callable[[], Iterable[object]]) -> Callable[[], None]:
 
 
 def machine() -> str:
-    """Processor, cores and versions, for the line above a table."""
+    """Return processor, cores and versions, for the line above a table."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -176,7 +177,10 @@ def table_of(
     columns: Mapping[str, Mapping[str, Shown]],
     show: Callable[[Shown], str],
 ) -> str:
-    """rows: key -> label. columns: title -> {key -> value}; a missing value is blank."""
+    """Build a Markdown table; a missing value is blank.
+
+    rows: key -> label. columns: title -> {key -> value}.
+    """
     lines = [
         [label, *(show(column[key]) if key in column else "" for column in columns.values())]
         for key, label in rows.items()
@@ -185,7 +189,7 @@ def table_of(
 
 
 def verdict_table(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """verdicts: in the form of `Verdict.as_plain`."""
+    """Build the table of verdicts, each in the form of `Verdict.as_plain`."""
     rows = [[v["what"], f"{v['value']:,.3g}", v["target"], v["mark"]] for v in verdicts]
     return markdown(["what", "measured", "target", ""], rows)
 
@@ -200,9 +204,9 @@ def write_section(file: Path, title: str, body: str) -> None:
 
 
 def target_app(name: str, words: Sequence[str] = ()) -> typer.Typer:
-    """The command line of a target: the parameters of its `measure`, and where results go.
+    """Build the command line of a target from the parameters of its `measure`.
 
-    words: of the command, which the section contains.
+    words: arguments of the command, which its section shows.
     """
     module = import_module(f"benchmarks.targets.{'steps' if name == 'profile' else name}")
     measure = module.measure_profile if name == "profile" else module.measure

@@ -32,10 +32,11 @@ class ResultsError(UserError, ValueError):
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Part:
-    """The runs of one command. machine: that trained them.
+    """The runs of one command.
 
-    jobs: number of runs trained in parallel. label: of a run, which may contain "{method}".
-    record_bytes: of the cache that they read, per sample and view; None if it was not recorded.
+    machine: the machine that trained them. jobs: number of runs trained in parallel.
+    label: a run's label, which may contain "{method}".
+    record_bytes: bytes of the cache per sample and view; None if they were not recorded.
     """
 
     command: str
@@ -88,7 +89,7 @@ def load_kept(file: Path) -> tuple[MethodRuns, ...]:
 
 
 def _all_runs(parts: Iterable[Part], file: Path) -> tuple[MethodRuns, ...]:
-    """In the order in which the labels first come. Raises ResultsError."""
+    """Group runs by label, in the order of first appearance. Raises ResultsError."""
     found = dict[str, MethodRuns]()
     for part in parts:
         for result in part.results:
@@ -146,7 +147,7 @@ def keep(
 
 
 def _as_json(part: Part) -> str:
-    """JSON with a line per run, so that differences between versions can be read."""
+    """Format JSON with a line per run, so that diffs between versions are readable."""
     plain = TypeAdapter(Part).dump_python(part, mode="json")
     runs = ",\n".join(json.dumps(run) for run in plain.pop("results"))
     return f'{json.dumps(plain)[:-1]}, "results": [\n{runs}\n]}}'

@@ -1,7 +1,7 @@
 """The tables of the results page, each computed from runs alone.
 
 - `errors`: a row per method.
-- `teacher`: what its pass measured, on the test set and on the cached views.
+- `teacher`: the metrics of its pass, on the test set and on the cached views.
 - `differences`: to ce and kd, `paired`: to the first method, `pairs`: within pairs of methods,
   `order`: to the method before; all paired by seed, with intervals.
 - `curves`: the error of each tested epoch.
@@ -91,7 +91,7 @@ def _errors(methods: Methods) -> Lines:
 
 
 def _teacher(methods: Methods) -> Lines:
-    """A column for each measured metric; the cached views have no top-5 errors."""
+    """Return a column for each measured metric; the cached views have no top-5 errors."""
     teacher, num_samples = teacher_of(methods), methods[0].first.num_samples
     formats: dict[str, tuple[str, Callable[[float], str]]] = {
         "test_top1_error": ("top-1 test error (%)", "{:.2f}".format),
@@ -111,7 +111,7 @@ def _teacher(methods: Methods) -> Lines:
 
 
 def _curves(methods: Methods) -> Lines:
-    """A row per method, a column per tested epoch; blank unless all its runs were tested then."""
+    """Return a row per method and a column per epoch in which all its runs were tested."""
     name = TOP1_ERROR.name
     curves = [(each, p.epoch, p.test) for each in methods for r in each.results for p in r.curve]
     points = [(each, epoch, test[name]) for each, epoch, test in curves if test and name in test]
@@ -128,7 +128,7 @@ def _curves(methods: Methods) -> Lines:
 
 
 def _payback(methods: Methods) -> Lines:
-    """Pass and run both in seconds of the whole machine. A resumed pass records its last rate."""
+    """Compare pass and run in seconds of the whole machine; a resumed pass has its last rate."""
     titles = ["method", "seconds per run, from the cache", "seconds per run, teacher in the loop"]
     titles += ["runs side by side", "seconds of the pass", "paid back after (runs)"]
     lines = [_line(*titles)]

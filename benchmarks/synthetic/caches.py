@@ -1,4 +1,4 @@
-"""Caches of made-up records: as many bytes as asked for, without a teacher."""
+"""Caches of made-up records: as many bytes as requested, without a teacher."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def content_of(
     num_classes: int,
     identity: dict[str, object],
 ) -> CacheContent:
-    """A cache's content without images."""
+    """Return a cache's content without images."""
     return CacheContent(
         teacher="bench",
         identity=identity,
@@ -43,7 +43,7 @@ def content_of(
 
 
 def logits_cache(folder: Path, record_bytes: int, view_bytes: int) -> Path:
-    """One view of random float16 logits of that size."""
+    """Write a cache with one view of random float16 logits of that size."""
     taps = {"logits": TapSpec((record_bytes // 2,), "float16")}
     identity: dict[str, object] = {"record_bytes": record_bytes}
     content = content_of(taps, view_bytes // record_bytes, 1, record_bytes // 2, identity)

@@ -1,8 +1,8 @@
 """An object store in the memory of one process on the loopback address, for benchmarks.
 
 It speaks as much of S3 as this project requests: put (conditional or not), get, head, delete, list.
-moto's server, which the tests use, answers some 300 requests a second and would be all that is
-measured; this one answers thousands. It checks no credentials and keeps nothing.
+moto's server, which the tests use, answers some 300 requests a second and would dominate the
+measurements; this server answers thousands. It checks no credentials and keeps nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ServedObjects:
         self._sorted: list[str] | None = None
 
     def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """The store's answer to a request for a path below the bucket."""
+        """Answer a request for a path below the bucket."""
         parts = urlsplit(target)
         bucket, _, key = unquote(parts.path).lstrip("/").partition("/")
         if bucket != BUCKET:
@@ -151,10 +151,9 @@ async def _serve(mb_per_second: float) -> None:
 
 @contextmanager
 def object_server(mb_per_second: float = 0.0) -> Iterator[str]:
-    """A server in its own process, and obstore's variables set for it; yields the bucket's URL.
+    """Start a server in its own process, set obstore's variables and yield the bucket's URL.
 
-    mb_per_second: as of a network; 0: no limit. The variables must be set before this process has
-    used any store.
+    mb_per_second: simulated network rate; 0: no limit. Call it before this process uses any store.
     """
     command = [sys.executable, "-m", "benchmarks.synthetic.object_server", str(mb_per_second)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 
 
 def photographs(count: int, seed: int = 0, file_bytes: int = FILE_BYTES) -> Iterator[bytes]:
-    """`count` different JPEG files of `file_bytes`, within a few per cent."""
+    """Yield `count` different JPEG files of `file_bytes`, within a few percent."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         pixels = _natural(rng)
@@ -42,7 +42,7 @@ def photographs(count: int, seed: int = 0, file_bytes: int = FILE_BYTES) -> Iter
 
 
 def _natural(rng: np.random.Generator) -> Floats:
-    """(HEIGHT, WIDTH, 3): brightness common to the channels, and a weaker color in each."""
+    """Return (HEIGHT, WIDTH, 3): brightness common to all channels plus a weaker color in each."""
     rows, columns = np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None]
     frequency = np.maximum(np.hypot(rows, columns), 1 / WIDTH)
     channels = []
@@ -55,7 +55,7 @@ def _natural(rng: np.random.Generator) -> Floats:
 
 
 def _encode_to_size(pixels: Floats, noise: Floats, file_bytes: int) -> bytes:
-    """The JPEG file with as much noise as gives it that size, found by halving an interval."""
+    """Encode a JPEG file with enough noise to reach that size, by bisection."""
     low, high, encoded = 0.0, _MOST_NOISE, b""
     for _ in range(_TRIALS):
         middle = (low + high) / 2
@@ -69,9 +69,9 @@ def _encode_to_size(pixels: Floats, noise: Floats, file_bytes: int) -> bytes:
 def photograph_folder(
     root: Path, num_samples: int, contents: Sequence[bytes], classes: int
 ) -> NDArray[np.uint8]:
-    """`root/train/<class>/<n>.JPEG`, and one image per class in `root/val`.
+    """Write `root/train/<class>/<n>.JPEG`, and one image per class in `root/val`.
 
-    Returns (num_samples, 16), the digests of all training samples in their order.
+    Returns (num_samples, 16): the digests of all training samples in order.
     """
     originals = [root / "originals" / f"{number}.JPEG" for number in range(len(contents))]
     originals[0].parent.mkdir(parents=True)

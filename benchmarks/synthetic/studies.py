@@ -56,9 +56,9 @@ SHAPES = {
 
 
 def shapes_for(device: torch.device, named: str) -> dict[str, Shape]:
-    """The named shapes; by default all that a device goes through in a few minutes.
+    """Return the named shapes; by default all shapes that take a device a few minutes.
 
-    A GPU gets 32 times the images, so that its start does not count.
+    A GPU gets 32 times the images, so that its start-up is negligible.
     """
     names = named.split() or list(SHAPES)
     if unknown := [name for name in names if name not in SHAPES]:
@@ -109,7 +109,7 @@ def write_study(
     shipped: str = "cifar10-resnet20",
     classes: int = 10,
 ) -> StudyFiles:
-    """Write configs and weights. teacher, student: overrides of the study of `shipped`."""
+    """Write configs and weights. teacher, student: overrides of the configs of `shipped`."""
     files, weights = StudyFiles(folder), folder / "teacher.pt"
     config = load_student(shipped, student)
     mean_std = load_teacher(config.teacher).dataset.normalization
@@ -125,8 +125,9 @@ def write_study(
 
 
 def write_shape(shape: Shape, folder: Path, overrides: Sequence[str] = ()) -> StudyFiles:
-    """Write a study of random images, with few views, and without ImageNet's crop, which is
-    Pillow's work. overrides: of the student's config.
+    """Write a study of random images, with few views and without ImageNet's crop.
+
+    The crop would measure Pillow. overrides: overrides of the student's config.
     """
     rng, names = np.random.default_rng(0), tuple(map(str, range(shape.classes)))
     kind = shape.student.partition("-")[0]
@@ -149,7 +150,7 @@ def write_shape(shape: Shape, folder: Path, overrides: Sequence[str] = ()) -> St
 
 
 def make_cache(setup: Setup, options: PassOptions) -> TeacherCache:
-    """The teacher's cache, by its pass."""
+    """Compute the teacher's cache."""
     cache = fill_cache(setup, options, Console(file=io.StringIO()))
     assert cache is not None
     return cache
@@ -158,20 +159,20 @@ def make_cache(setup: Setup, options: PassOptions) -> TeacherCache:
 def study_of(
     shape: Shape, folder: Path, device: torch.device, overrides: Sequence[str] = ()
 ) -> Study:
-    """The study of `write_shape`, with its cache made."""
+    """Write a study as `write_shape` does, compute its cache and open it."""
     files = write_shape(shape, folder, overrides)
     make_cache(files.setup(), PassOptions(device, 64))
     return files.study()
 
 
 def steps_of_epoch(context: TrainContext, epoch: int) -> Iterator[object]:
-    """The steps of one epoch, with the terms that are active at the end of the run."""
+    """Yield the steps of one epoch, with the terms that are active at the end of the run."""
     terms = active_terms(context.run.terms, context.run.training.epochs)
     return epoch_steps(context, epoch, start_epoch(context, epoch), terms)
 
 
 def endless_steps(context: TrainContext) -> Iterator[None]:
-    """Training endlessly, one step per `next`, without the tests between epochs."""
+    """Train endlessly, one step per `next`, without the tests between epochs."""
     context.train_state.network.train()
     batch_size = context.run.training.batch_size
     with capture_maps(context.train_state, context.data.train, batch_size):

@@ -1,1 +1,1 @@
-"""What is measured: a program per question, each with the targets that its figures should meet."""
+"""Benchmarks: a program per question, each with the targets that its results should meet."""

@@ -1,7 +1,7 @@
-"""A whole ablation of five methods: from the cache, its pass included, and with the live teacher.
+"""Time an ablation of five methods: from the cache, its pass included, and with the live teacher.
 
-How many runs it takes until the cache has paid for itself, and how long a cached run waits for its
-teacher outputs.
+Reports the number of runs after which the cache has paid for itself, and how long a cached run
+waits for teacher outputs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def measure(device: str = "auto", shape: str = "cifar-56-20", epochs: int = 4) -
         make_cache(files.setup(), PassOptions(where))
         building = time.perf_counter() - started
         study = files.study()
-        for method in METHODS:  # one after the other, so that a slow hour affects both
+        for method in METHODS:  # cached and live alternate, so that a slow hour affects both
             for seed, seconds in enumerate((cached, live)):  # the seed keeps the runs of ce apart
                 run = study.run(method, seed, seconds is live and method != "ce")
                 on_epoch = results.append if seconds is cached else None
@@ -48,7 +48,7 @@ def measure(device: str = "auto", shape: str = "cifar-56-20", epochs: int = 4) -
     rows.append(["total", f"{from_cache:.1f}", f"{in_loop:.1f}"])
     text = f", {where}: {shape}, {images.num_train:,} images, {epochs} epochs with a fresh view"
     table = markdown(["seconds", "from the cache", "teacher in the loop"], rows)
-    # Without the first epoch of a run, for which nothing was read ahead.
+    # Without the first epoch of a run, for which nothing was prefetched.
     later = [epoch for epoch in results if epoch.epoch > 1]
     waited = sum(epoch.wait_seconds for epoch in later)
     fraction = waited / (waited + sum(epoch.train_seconds for epoch in later))

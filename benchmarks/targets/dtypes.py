@@ -89,13 +89,13 @@ def measure(
 
 
 def read_records(cache: TeacherCache, view: int) -> Records:
-    """All taps of one view, (N, ...)."""
+    """Read all taps of one view, (N, ...)."""
     found = cache.read_view(view, list(cache.taps))
     return {tap: values.astype(np.float32) for tap, values in found.items()}
 
 
 def errors(exact: Records, stored: Records, student: Records) -> dict[str, float]:
-    """The metrics of `_ERRORS`."""
+    """Compute the metrics of `_ERRORS`."""
     stages = in_order(exact, "stage")
     relative = [
         np.abs(stored[s] - exact[s]) / np.abs(exact[s]).mean(axis=0).clip(1e-6) for s in stages

@@ -1,9 +1,9 @@
 """How fast images reach the training loop: batches of normalized float32 views of 224 pixels.
 
-From photographs of 110 kB: torchvision's ImageFolder with PyTorch's DataLoader, as in the ImageNet
-example of PyTorch, against ours from the same files and from photographs packed with
-`python -m views pack --short-side 256 --quality 90`. All have the same number of workers, start
-them once, and take turns. The files are in the page cache.
+torchvision's ImageFolder with PyTorch's DataLoader, as in PyTorch's ImageNet example, reads
+photographs of 110 kB. This project reads the same files, and photographs packed with
+`python -m views pack --short-side 256 --quality 90`. All rows have the same number of workers,
+start them once, and are interleaved. The files are in the page cache.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def verdicts_of(timings: Rows, workers: Rows, fraction: float) -> list[Verdict]:
 
 
 def their_epoch(root: Path, num_workers: int, uint8: bool = False) -> Epoch:
-    """One pass over all images in torchvision's way."""
+    """Return an epoch over all images in torchvision's way."""
     import_torchvision()
     from torchvision import datasets, transforms
 
@@ -129,7 +129,7 @@ def their_epoch(root: Path, num_workers: int, uint8: bool = False) -> Epoch:
 
 
 def our_epoch(dataset: ImageFolder | Packed, num_workers: int) -> Epoch:
-    """One pass over view 0 of all images, in a new order each time."""
+    """Return an epoch over view 0 of all images, in a new order each time."""
     split = load_dataset(dataset).train
     views = ViewsConfig(augment=RandomResizedCrop(size_px=SIZE_PX), seed=0, count=2)
     pixels = open_pixels(split, views, dataset.normalization, CPU, num_workers=num_workers)
@@ -144,7 +144,7 @@ def our_epoch(dataset: ImageFolder | Packed, num_workers: int) -> Epoch:
 
 
 def _metered(epoch: Epoch, num_images: int, seconds: list[float]) -> Callable[[], None]:
-    """An epoch as a row; the processor time of its workers is appended to `seconds`."""
+    """Turn an epoch into a row that appends its workers' processor time to `seconds`."""
 
     def run() -> None:
         before, seen = worker_seconds(), 0
@@ -178,7 +178,7 @@ def decoding_fraction(dataset: ImageFolder | Packed, num_images: int = 32) -> fl
 
 
 def worker_seconds() -> float:
-    """Processor time that all workers of this process have taken so far."""
+    """Return the processor time of all workers of this process so far."""
     seconds = 0.0
     for worker in multiprocessing.active_children():
         fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,10 +1,10 @@
 """python -m benchmarks many_blocks [--blocks 1000000] [--views 50]
 
-What a pass of very many blocks costs without its teacher: a cache of blocks with nothing in them
-goes through the queue of a Ray cluster of this machine's cores, and each is committed to an object
-store in memory (`synthetic.object_server`) as a pass commits it. Then the driver lists the stored
-objects, puts the whole journal, and the cache is opened. Needs Ray; a million blocks take some ten
-minutes on two cores, and about 2 GB for the store.
+The cost of a pass of very many blocks without its teacher. Blocks of one byte go through the queue
+of a Ray cluster of this machine's cores, and workers commit each to an object store in memory
+(`synthetic.object_server`) as in a pass. Then the driver lists the stored objects, puts the whole
+journal, and opens the cache. Needs Ray; a million blocks take some ten minutes on two cores, and
+about 2 GB for the store.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measure(blocks: int = 1_000_000, views: int = 50) -> Findings:
 
 
 def commit_empty(folder: Path, handout: destination.Handout, group: list[Work]) -> list[Any]:
-    """A worker's task: commit blocks of zeros."""
+    """Commit blocks of zeros: a worker's task."""
     writer = destination.writer_on_node(handout, group, folder)
     for item in group:
         zeros = {"correct": np.zeros(item.block.rows, np.uint8)}
@@ -66,14 +66,14 @@ def commit_empty(folder: Path, handout: destination.Handout, group: list[Work]) 
 
 
 def do_nothing(group: list[Work]) -> list[Any]:
-    """A worker's task that costs only the queue."""
+    """Return nothing: a worker's task that measures only the queue."""
     return []
 
 
 def simulate(
     cluster: Cluster, url: str, num_blocks: int, num_views: int, folder: Path, rows: list[list[str]]
 ) -> None:
-    """One cache, from opening its writer to opening it; appends a row for each part to `rows`."""
+    """Simulate the pass of one cache and append a row for each part to `rows`."""
 
     def timed(what: str, call: Callable[[], Result]) -> Result:
         started, cpu_started = time.perf_counter(), time.process_time()

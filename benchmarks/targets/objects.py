@@ -1,13 +1,13 @@
 """How fast a view of a cache in an object store is read, and a cache copied there.
 
-Through an empty mirror, compared with obstore's own GET of the same objects into memory; through a
-mirror that holds it, compared with a local folder; and a copy, compared with obstore's own PUT. The
-server is in the memory of this machine (`synthetic.object_server`): on the loopback address, where
-it takes half of the processor, and no faster than a network.
+Reading through an empty mirror is compared with obstore's GET of the same objects into memory,
+reading through a full mirror with a local folder, and copying with obstore's PUT. The server is in
+this machine's memory (`synthetic.object_server`): at the full rate of the loopback address, where
+it takes half of the processor, and limited to a network's rate.
 
 numpy requests huge pages. Right after files were written there may be none, and the kernel then
-moves memory until there are: on a virtual machine with 24 GB, a view of 256 MiB that had just been
-fetched took 1.1 to 1.6 seconds to read, and 0.15 to 0.26 without them. They are turned off here.
+compacts memory: on a virtual machine with 24 GB, a view of 256 MiB that had just been
+fetched took 1.1 to 1.6 seconds to read, and 0.15 to 0.26 without them. They are disabled here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MIRROR_BYTES = 10**12
 def measure(
     slab_mb: int = 256, records: int = 4096, rounds: int = 7, network_mb: int = 250
 ) -> Findings:
-    """slab_mb: of a view. records: bytes of one. network_mb: per second."""
+    """Time all rows. slab_mb: MiB per view. records: bytes of each. network_mb: MB per second."""
     os.environ["NUMPY_MADVISE_HUGEPAGE"] = "0"  # for the new processes
     rates = {"loopback": 0, f"{network_mb} MB/s": network_mb}
     found = dict[str, dict[str, Timing]]()
@@ -73,7 +73,7 @@ def measure(
 
 
 def seconds_of(rate: int, slab_mb: int, records: int, rounds: int) -> dict[str, Timing]:
-    """Seconds of each of ROWS. rate: of the server, MB/s; PUTs need one without limit."""
+    """Time each of ROWS. rate: the server's MB/s; PUTs are timed only without a limit (0)."""
     with tempfile.TemporaryDirectory() as folder, object_server(rate):
         local = logits_cache(Path(folder), records, slab_mb << 20)
         calls = rows_of(local, Path(folder))
@@ -83,7 +83,7 @@ def seconds_of(rate: int, slab_mb: int, records: int, rounds: int) -> dict[str, 
 
 
 def rows_of(local: Path, folder: Path) -> dict[str, Callable[[], object]]:
-    """The timed calls, of the cache at `local`, which is first copied to the bucket."""
+    """Copy the cache at `local` to the bucket and return the timed calls."""
     from obstore.store import S3Store
 
     url, copied = (path_or_url(f"s3://{BUCKET}/{name}") for name in ("caches", "copy"))
@@ -103,7 +103,7 @@ def rows_of(local: Path, folder: Path) -> dict[str, Callable[[], object]]:
         return timed(lambda: read(empty))()
 
     def read(cache: TeacherCache) -> None:
-        cache.read_view(0)  # whose memory is free before the next row is timed
+        cache.read_view(0)  # its memory is freed before the next row is timed
 
     def put() -> None:
         client = S3Store(BUCKET, prefix="put")

@@ -1,8 +1,8 @@
 """One student trained by several processes, compared with one process.
 
-What a step takes, how much of that is communication, what each process keeps in memory and reads of
-the cache. On GPUs each process has one. Steps of all rows take turns in one group of processes,
-which run this module: the rows, see `ROWS`.
+Measures the time of a step and its communication, and each process's memory and reads of the cache.
+Each process has a GPU of its own, if there are any. Steps of all rows (`ROWS`) alternate in one
+group of processes, which run this module.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ ROWS = {
     "sync": "together, `batch_norm: sync`",
 }
 _CLASSES_OF_MEMORY = 1000
-_BLOCK_ROWS = 4096  # of records that size; the last block of a view is read whole as well
-_QUIET_SECONDS = 0.3  # without a byte read, after which all is read
+_BLOCK_ROWS = 4096  # of such records; a view consists of whole blocks
+_QUIET_SECONDS = 0.3  # without a read: prefetching has finished
 Found = dict[str, Any]  # as JSON between processes
 
 
@@ -72,7 +72,7 @@ def measure(
     steps: int = 4,
     slab_mb: int = 200,
 ) -> Findings:
-    """ranks: processes. steps: of each row in a round. slab_mb: of a view of teacher outputs."""
+    """Time all rows. steps: steps per row and round. slab_mb: MB per view of teacher outputs."""
     where, load = pick_device(device), os.getloadavg()[0]
     found = dict[str, dict[str, Timing]]()
     for name in shapes.split():
@@ -102,10 +102,10 @@ def measure(
         f"take turns, until the last process is done, {ROUNDS}.\n\n"
         f"{table_of('a step', ROWS, found, Timing.format_ms)}\n"
         f"A view of {slab / 1e6:,.0f} MB of logits, of which two are kept; memory "
-        f"that no file backs, shared pages divided among the processes that share them.\n\n"
+        f"without a file, shared pages divided among the processes that share them.\n\n"
         f"{markdown(header, memory_rows)}"
     )
-    # Without targets: a shared memory bus and its processors decide them, not this project.
+    # Without targets: they depend on the machine's memory bus and cores, not on this project.
     pairs = {"together": "sync", "together with local batch norm": "local"}
     verdicts = [
         Verdict(f"{name}: {what} ÷ the same, no communication", rows[row].ratio_to(rows["share"]))
@@ -118,7 +118,7 @@ def measure(
 def measured_by(
     world: int, device: torch.device, folder: Path, question: Callable[..., Found], *words: object
 ) -> list[Found]:
-    """Call a function of this module in `world` processes; return what each found."""
+    """Call a function of this module in `world` processes; return the result of each."""
     asked = [str(folder), device.type, question.__name__, json.dumps(words)]
     threads = str(max(1, (os.cpu_count() or 1) // world))
     variables = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
@@ -131,7 +131,7 @@ def measured_by(
 def step_seconds(
     folder: Path, device: torch.device, ranks: Ranks, rounds: int, num_steps: int
 ) -> Found:
-    """Seconds of a step, by row and round, until the last rank has taken it."""
+    """Time a step by row and round, until the last rank has finished it."""
     study = StudyFiles(folder).study()
     whole = study.config.training
 
@@ -168,10 +168,10 @@ def step_seconds(
 
 
 def memory_of_rank(folder: Path, device: torch.device, ranks: Ranks) -> Found:
-    """What a rank keeps and reads for the teacher's outputs of two epochs of a view each.
+    """Measure the memory and reads of a rank for teacher outputs, over two epochs of a view each.
 
-    kept: bytes of memory that no file backs, shared pages divided among the processes that share
-    them. read: bytes for each view that was read. slab: the bytes of a view.
+    kept: bytes of memory without a file, shared pages divided among the processes that share
+    them. read: bytes per view. slab: the bytes of a view.
     """
     study = StudyFiles(folder).study()
     _train_a_little(open_context(study.run("ce", 0), device, ranks=ranks), epochs=1)
@@ -180,12 +180,12 @@ def memory_of_rank(folder: Path, device: torch.device, ranks: Ranks) -> Found:
     context = open_context(run, device, ranks=ranks)
     _train_a_little(context, epochs=2)
     last = -(10**6)
-    while (now := _memory_and_read())[1] - last > 10**5:  # more is read ahead in the background
+    while (now := _memory_and_read())[1] - last > 10**5:  # prefetching continues in the background
         last = now[1]
         time.sleep(_QUIET_SECONDS)
     found = {
         "kept": now[0] - before,
-        "read": (now[1] - read_before) / 3,  # of the two epochs and, ahead, of the third
+        "read": (now[1] - read_before) / 3,  # two epochs, and the third is prefetched
         "slab": view_bytes(study.cache, run.needed_taps),
     }
     ranks.barrier()
@@ -202,14 +202,14 @@ def _train_a_little(context: TrainContext, epochs: int) -> None:
 
 
 def _memory_and_read() -> tuple[int, int]:
-    """Bytes of memory that no file backs, a part of what is shared included; bytes read so far."""
+    """Return bytes of memory without a file (PSS: shared pages count in part), and bytes read."""
     text = Path("/proc/self/smaps_rollup").read_text() + Path("/proc/self/io").read_text()
     fields = dict(re.findall(r"^(\w+): +(\d+)", text, re.MULTILINE))
     return 1024 * (int(fields["Pss_Anon"]) + int(fields["Pss_Shmem"])), int(fields["rchar"])
 
 
 def main() -> int:
-    """The program of each process: write what it finds to a file in the folder."""
+    """Run in each process: write its results to a file in the folder."""
     folder, device, question, words = sys.argv[1:]
     ask = {each.__name__: each for each in (step_seconds, memory_of_rank)}[question]
     with init_process_group(device) as ranks:

@@ -67,7 +67,7 @@ def verdicts_of(
 ) -> list[Verdict]:
     slab, rows, check = (timings[what][size] for what in UNITS)
     rate, of_rows = gigabytes / slab[OURS].median, _records(RESIDENT) / rows[RESIDENT].median
-    # Either is enough: 3 GB/s, or twice zarr's rate.
+    # Either suffices: 3 GB/s, or twice zarr's rate.
     best = max(rate / 3, slab[ZARR].ratio_to(slab[OURS]) / 2)
     fast = f"{size}: slab, {rate:.2f} GB/s ÷ the lower of 3 GB/s and twice zarr's"
     return [
@@ -78,7 +78,7 @@ def verdicts_of(
 
 
 def calls_of(folder: Path, record_bytes: int, view_bytes: int) -> dict[str, Calls]:
-    """What is read -> ways to read it."""
+    """Return the calls of each table: table -> method -> call."""
     path, exported = logits_cache(folder, record_bytes, view_bytes), folder / "cache.h5"
     cache, taps = TeacherCache.open(path), ["logits"]
     export_cache(path, exported)

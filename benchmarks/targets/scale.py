@@ -1,4 +1,4 @@
-"""What ImageNet's number of samples costs beyond that of 8,000.
+"""The cost of ImageNet's number of samples, compared with 8,000 samples.
 
 A tree of hard links to made-up photographs in 1,000 classes, and a cache of 50 views with made-up
 records, both in a temporary folder that is removed at the end, also after Ctrl-C. Takes some
@@ -76,8 +76,10 @@ def measure(
     rounds: int = 5,
     seconds: float = 15.0,
 ) -> Findings:
-    """device: unused, but an option of every target. images: read in each round. seconds: of work
-    for memory.
+    """Measure both sizes.
+
+    device: unused, but an option of every target. images: images read in each round.
+    seconds: length of the work whose memory is measured.
     """
     small = min(SMALL, samples)
     if small < CLASSES:
@@ -107,7 +109,7 @@ def measure(
 
 
 def make_study(folder: Path, num_samples: int, num_views: int, contents: list[bytes]) -> StudyFiles:
-    """An image folder, the configs, and a complete cache whose records are made up."""
+    """Write an image folder, the configs, and a complete cache of made-up records."""
     digests = photograph_folder(folder / "tree", num_samples, contents, CLASSES)
     views = ["views.augment={type: random-resized-crop, size_px: 32}", f"views.count={num_views}"]
     data = {"type": "imagefolder", "root": str(folder / "tree")}
@@ -117,7 +119,7 @@ def make_study(folder: Path, num_samples: int, num_views: int, contents: list[by
 
 
 def first_steps(sizes: Sizes) -> Iterator[SizesRow]:
-    """`make train-student`, on a folder that was never listed, and on one that was."""
+    """Time `make train-student` on a folder that was never listed, then on a listed folder."""
     first, again = [], []
     for size in sizes:
         make = [*size.make_variables, "METHOD=cd", "WORKERS=1"]
@@ -134,7 +136,7 @@ def first_steps(sizes: Sizes) -> Iterator[SizesRow]:
 
 
 def epochs(sizes: Sizes) -> Iterator[SizesRow]:
-    """The median start of epochs 2 to 4; the first one also starts the workers."""
+    """Take the median start of epochs 2 to 4; the first epoch also starts the workers."""
     starts = [statistics.median(seconds_to_start_epochs(size)[1:]) for size in sizes]
     verdict = Verdict("start of an epoch: large - small (s)", starts[1] - starts[0], at_most=1)
     cells = [f"{each:.2f}" for each in starts]
@@ -142,7 +144,7 @@ def epochs(sizes: Sizes) -> Iterator[SizesRow]:
 
 
 def seconds_to_start_epochs(size: StudyFiles) -> list[float]:
-    """From the end of an epoch's steps to the end of the first step of the next, four times."""
+    """Time the start of four epochs, each up to the end of its first step."""
     context = open_context(size.study().run("cd", 0), CPU, num_workers=1)
     state, seconds = context.train_state, []
     batch_size = context.run.training.batch_size
@@ -153,12 +155,12 @@ def seconds_to_start_epochs(size: StudyFiles) -> list[float]:
             steps = steps_of_epoch(context, epoch)
             next(steps)
             seconds.append(time.perf_counter() - started)
-            del steps  # the workers' prefetched batches are dropped at their next request
+            del steps  # the workers' prefetched batches are dropped at the next request
     return seconds
 
 
 def reading(sizes: Sizes, count: int, rounds: int) -> Iterator[SizesRow]:
-    """Views per second of one worker, from the first batch that is requested to the last.
+    """Measure views per second of one worker, from the first requested batch to the last.
 
     Stage 1 reads neighbors, all views of an image from one decoding; stage 2 reads one view of
     samples from anywhere.
@@ -185,7 +187,7 @@ def reading(sizes: Sizes, count: int, rounds: int) -> Iterator[SizesRow]:
 
 
 def opening(sizes: Sizes) -> Iterator[SizesRow]:
-    """The cache of all views; the median of three."""
+    """Time opening the cache of all views: the median of three."""
     setups = [size.setup() for size in sizes]
     opens = {str(n): partial(TeacherCache.open, setup.path) for n, setup in enumerate(setups)}
     seconds = [timing.median for timing in interleaved(opens, rounds=3).values()]
@@ -195,9 +197,9 @@ def opening(sizes: Sizes) -> Iterator[SizesRow]:
 
 
 def scheduling() -> Iterator[SizesRow]:
-    """With ten times the blocks O(log n) is 1.2 times as much, and the processor's cache is small.
+    """Time scheduling a block with few and with ten times as many blocks.
 
-    O(n) would be 10.6 times as much.
+    O(log n) would take 1.2 times as long, and O(n) 10.6 times; the processor's cache is small.
     """
     few, many = (min(seconds_per_block(count) for _ in range(3)) for count in BLOCKS)
     what = f"scheduling {BLOCKS[0]:,} and {BLOCKS[1]:,} blocks, µs each"
@@ -206,7 +208,7 @@ def scheduling() -> Iterator[SizesRow]:
 
 
 def seconds_per_block(num_blocks: int) -> float:
-    """To hand out all blocks of a pass of 50 views, eight at a time."""
+    """Time handing out all blocks of a pass of 50 views, eight at a time."""
     work = [
         Work(Block(view, index, index * BLOCK_ROWS, (index + 1) * BLOCK_ROWS), ("stage1",))
         for view in range(VIEWS_OF_BLOCKS)
@@ -230,9 +232,7 @@ def memory(sizes: Sizes, seconds: float) -> Iterator[SizesRow]:
 
 
 def memory_of_pass(size: StudyFiles, seconds: float) -> tuple[float, float]:
-    """Bytes planned and taken. The pass writes to another folder, in blocks so small that some are
-    finished in that time.
-    """
+    """Return bytes planned and used by a pass to another folder, in blocks that finish in time."""
     words = ["precompute", size.teacher, "--caches", f"{size.folder}/passes"]
     words += ["--workers", "1", "--device", "cpu", "--block-rows", "128"]
     planned = planned_bytes([*words, "--plan"])
@@ -242,7 +242,7 @@ def memory_of_pass(size: StudyFiles, seconds: float) -> tuple[float, float]:
 
 
 def memory_of_training(size: StudyFiles, seconds: float) -> tuple[float, float]:
-    """Bytes planned and taken."""
+    """Return bytes planned and used."""
     words = [size.student, "--method", "cd", "--caches", str(size.caches)]
     words += ["--runs", f"{size.folder}/runs", "--device", "cpu"]
     command = [*_PYTHON, "train", "student", *words, "--seed", "2"]
@@ -259,5 +259,5 @@ def planned_bytes(plan: list[str]) -> float:
 def ram_bytes(plan: str) -> float:
     pattern = r"at most about ([\d.,]+) (B|kB|MB|GB|TB) of RAM"
     if (found := re.search(pattern, " ".join(plan.split()))) is None:
-        raise RuntimeError(f"the plan does not contain the memory it takes: {plan}")
+        raise RuntimeError(f"the plan does not contain its memory: {plan}")
     return float(found[1].replace(",", "")) * _UNITS[found[2]]

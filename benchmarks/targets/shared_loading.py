@@ -1,8 +1,8 @@
-"""An epoch of five methods trained jointly, against reading the epoch once plus nothing.
+"""Time an epoch of five methods that are trained jointly.
 
 The lower bound is the larger of reading the epoch once and the sum of the five students' own steps;
-the upper one is one method after the other. Photographs of 110 kB as 32-pixel views, where one
-worker's decoding is the bottleneck, and images on the device, where it is not.
+the upper bound is one method after the other. For photographs of 110 kB as 32-pixel views, one
+worker's decoding is the bottleneck; for images on the device it is not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from teach_once.train.sessions.student import open_context
 from teach_once.views.pixels.batches import Pixels, ViewBatch
 from teach_once.views.splits import Ids
 
-TITLE = "Five methods that share one reading"
+TITLE = "Five methods trained jointly"
 _DIFFERENT = 24  # photographs; the others are copies
 _WORKERS = 1
 _STUDENT = ["student.arch=resnet8", "training.batch_size=64", "training.precision=float32"]
@@ -49,7 +49,7 @@ ROWS = {
 
 
 def measure(device: str = "auto", images: int = 960, rounds: int = 5, threads: int = 1) -> Findings:
-    """threads: of torch, in addition to the worker."""
+    """Time all rows. threads: torch's threads, in addition to the worker."""
     where, before, timings = pick_device(device), torch.get_num_threads(), {}
     torch.set_num_threads(threads)
     try:
@@ -79,7 +79,7 @@ def measure(device: str = "auto", images: int = 960, rounds: int = 5, threads: i
 
 
 class LoadedBatches:
-    """The batches of an epoch, in memory before the clock starts: `Pixels`."""
+    """`Pixels` whose batches of an epoch are in memory before the clock starts."""
 
     where, is_streamed = "in memory", False
 
@@ -95,7 +95,7 @@ class LoadedBatches:
 
 
 def photograph_study(folder: Path, num_images: int, device: torch.device) -> Study:
-    """resnet8 students of a teacher with random weights, on an image folder."""
+    """Write a study of resnet8 students on an image folder, with a random teacher."""
     photograph_folder(folder / "photos", num_images, list(photographs(_DIFFERENT)), classes=10)
     data = {"type": "imagefolder", "root": str(folder / "photos")}
     views = ["views.augment={type: random-resized-crop, size_px: 32}", "views.count=1"]
@@ -108,7 +108,7 @@ def photograph_study(folder: Path, num_images: int, device: torch.device) -> Stu
 def rows_of(
     study: Study, device: torch.device, stack: contextlib.ExitStack
 ) -> dict[str, Callable[[], None]]:
-    """An epoch of each row."""
+    """Return an epoch of each row."""
     runs = [study.run(method, 0) for method in METHODS]
     pixels = study.pixels(device, _WORKERS)
     apart = [open_context(run, device, data=pixels) for run in runs]

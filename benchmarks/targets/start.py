@@ -1,6 +1,6 @@
 """How long `make train-student` takes to its first training step, if weights and cache exist.
 
-Images of CIFAR-10's size and number, packed into one file. The imports are timed apart.
+The images have CIFAR-10's size and number, in one packed file. The imports are timed separately.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def prepare(folder: Path, num_images: int) -> list[str]:
 
 
 def seconds_to_first_step(folder: Path, arguments: list[str], seed: int) -> float:
-    """Seconds until the run has a metrics file, which is opened right before the first step."""
+    """Time until the run has a metrics file, which is opened right before the first step."""
     command = ["make", "--silent", "train-student", f"SEED={seed}", *arguments]
     return run_until(command, folder, f"runs/*/*-seed{seed}-*/metrics.jsonl")[0]
 
@@ -60,8 +60,8 @@ def run_until(
 ) -> tuple[float, int]:
     """Start a command, wait until a file of `folder` matches, and kill it `more_seconds` later.
 
-    Returns the seconds until the file exists, and the most memory (bytes) that the process itself
-    has taken. Raises RuntimeError if the command ends before the file exists, or fails after it.
+    Returns the seconds until the file exists, and the peak memory (bytes) of the process
+    itself. Raises RuntimeError if the command ends before the file exists, or fails after it.
     """
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, process_group=0)

@@ -1,8 +1,8 @@
-"""What a training step costs with the teacher's outputs cached, in memory, or computed in the loop.
+"""The cost of a training step with teacher outputs cached, in memory, or computed in the loop.
 
-Compared with the student alone, and with the way the original trainer works: a DataLoader with
-workers, the teacher in the loop, `.item()` in every step. Single steps of all rows take turns. The
-rows: see `ROWS`; the targets: see `verdicts_of`.
+Compared with the student alone, and with the original trainer: a DataLoader with workers, the
+teacher in the loop, `.item()` in every step. Single steps of all rows alternate. `ROWS` lists the
+rows, and `verdicts_of` the targets.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure(device: str = "auto", shapes: str = "", rounds: int = 40) -> Finding
 
 
 def verdicts_of(shape: str, timings: Rows, device: torch.device) -> list[Verdict]:
-    """The rows of the target table that the cost of a step decides."""
+    """Return the verdicts that depend on the cost of a step."""
     t = {name: timing.mean for name, timing in timings.items()}
     bound = (t["teacher"] + t["memory"]) / t["memory"]
     student, cached = timings["student"], timings["cached"]
@@ -89,18 +89,18 @@ def verdicts_of(shape: str, timings: Rows, device: torch.device) -> list[Verdict
 
 
 def step_seconds(shape: Shape, device: torch.device, rounds: int) -> Rows:
-    """Seconds of a step per row, and once more of the two that must be compared closely."""
+    """Time a step of each row, and again the two rows that must be compared closely."""
     with tempfile.TemporaryDirectory() as folder:
         rows = rows_of(study_of(shape, Path(folder), device), device)
         calls = {name: timed(functools.partial(next, row), device) for name, row in rows.items()}
         alternating = interleaved(calls, rounds)
-        # A few rounds of seconds do not resolve two per cent: these two take more.
+        # A few rounds do not resolve two percent: these two rows take more.
         pair = {f"{name}, closely": calls[name] for name in ("memory", "cached")}
         return alternating | interleaved(pair, max(rounds, _CLOSE_ROUNDS))
 
 
 class LoadedTeacher(NoTeacher):
-    """The teacher outputs of epoch 1, gathered before the clock starts and reused in each epoch."""
+    """The teacher outputs of epoch 1, loaded before the clock starts and reused in each epoch."""
 
     def __init__(self, context: TrainContext) -> None:
         size = context.run.training.batch_size
@@ -114,7 +114,7 @@ class LoadedTeacher(NoTeacher):
 
 
 def rows_of(study: Study, device: torch.device) -> dict[str, Iterator[None]]:
-    """Endless steps of every row."""
+    """Return endless steps of every row."""
 
     def context(method: str = METHOD, *, live: bool = False) -> TrainContext:
         return open_context(study.run(method, 0, live), device)
@@ -140,7 +140,7 @@ def teacher_steps(context: TrainContext) -> Iterator[None]:
 
 
 def expansions(context: TrainContext, num_classes: int) -> Iterator[None]:
-    """(B, K) logits computed from the k largest and the rest, as a cache of those returns them."""
+    """Compute (B, K) logits from the k largest and the rest, as a truncating cache does."""
     batch_size = len(_first_batch(context).inputs)
     logits = np.random.default_rng(0).normal(size=(batch_size, num_classes)).astype(np.float32)
     device = context.train_state.device
@@ -152,7 +152,7 @@ def expansions(context: TrainContext, num_classes: int) -> Iterator[None]:
 
 
 def connector_steps(context: TrainContext) -> Iterator[None]:
-    """Connectors and the CD loss on maps that were computed before."""
+    """Run connectors and the CD loss on precomputed maps."""
     state = context.train_state
     assert state.connectors is not None
     precise = functools.partial(autocast, state.precision, state.device)
@@ -178,7 +178,7 @@ def _first_batch(context: TrainContext) -> ViewBatch:
 
 
 def original_steps(study: Study, context: TrainContext) -> Iterator[None]:
-    """Workers that send float images one by one, the teacher in each step, a wait in each."""
+    """Train with workers that send single float images, the live teacher, and a wait per step."""
     state, device = context.train_state, context.train_state.device
     images = torch.from_numpy(study.dataset.train.images).permute(0, 3, 1, 2).float() / 255
     data = TensorDataset(images, torch.from_numpy(study.dataset.train.labels))

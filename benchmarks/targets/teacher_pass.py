@@ -1,6 +1,6 @@
-"""How fast the teacher's pass is: views are cropped, taps read, blocks written and flushed.
+"""How fast the teacher's pass is: it crops views, reads taps, and writes and flushes blocks.
 
-Compared with a bare loop of its forward passes over batches that were prepared before.
+Compared with a bare loop of its forward passes over prepared batches.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ PARTS = (
 )
 PAGES = ("*.md", "store/FORMAT.md", "docs/**/*.md")
 # Parts and pages in which the rules marked "everywhere else" have violations.
-UNREVISED = ("benchmarks",)
+UNREVISED: tuple[str, ...] = ()
 UNREVISED_PAGES = tuple(
     f"docs/development/{name}.md" for name in ("performance", "results", "scale")
 )

@@ -9,7 +9,6 @@ it, or added when the lock is free.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -24,14 +23,14 @@ from torch import Tensor
 
 from teach_once.nets.teacher.taps import taps_stored
 from teach_once.precompute.compute.blocks import run_blocks
-from teach_once.precompute.compute.setup import Setup
+from teach_once.precompute.compute.setup import Setup, open_evaluated
 from teach_once.precompute.compute.spool import remove_spools
 from teach_once.precompute.compute.teacher_pass import PassOptions, TeacherPass
 from teach_once.precompute.run_pass import fill_evaluation, measured, naming_changed_files
 from teach_once.runtime.command.signals import StopRequest
 from teach_once.runtime.errors import Stopped
 from teach_once.runtime.machine.resources import free_memory
-from teach_once.store import TeacherCache
+from teach_once.store import CacheContent, TeacherCache
 from teach_once.store.errors import (
     CacheBusy,
     CacheError,
@@ -57,8 +56,10 @@ class CacheFiller:
     def __init__(self, setup: Setup, options: PassOptions, console: Console) -> None:
         self._setup, self._options, self._console = setup, options, console
         self._pass: TeacherPass | None = None
+        self._content: CacheContent | None = None
         self._manifest: Manifest | None = None
         self._collected: CollectedView | None = None
+        self._is_started = False
         self._images, self._seconds = 0, 0.0
 
     @property
@@ -68,15 +69,15 @@ class CacheFiller:
     def start(self) -> None:
         """Create the cache, or resume it: repair its whole views, and complete view 0.
 
-        Also computes the teacher's outputs of the test images. Raises CacheError, DatasetError,
-        ArchError or Stopped.
+        Also computes the teacher's outputs of the test images. If another process does all that,
+        waits for it. Raises CacheError, DatasetError, ArchError or Stopped.
         """
         try:
             num_views = open_source(self.path).coverage.num_complete_views()
         except CacheError:
             num_views = 0
         self._write(max(min(num_views, self._setup.config.views.num_views), 1) - 1)
-        self._options = dataclasses.replace(self._options, check_every_byte=False)
+        self._is_started = True
 
     def opened(self, view: int) -> TeacherCache | None:
         """Return the cache with views 0 to `view`; None if it lacks one."""
@@ -99,8 +100,7 @@ class CacheFiller:
 
         taps: taps that the run reads. Their values as stored must not depend on other samples.
         """
-        if self._manifest is None:  # another process has written so far
-            return False
+        assert self._manifest is not None
         specs = self._manifest.taps
         if any(specs[tap].scale or specs[tap].top for tap in taps):
             return False
@@ -130,7 +130,7 @@ class CacheFiller:
     def _write(self, view: int) -> None:
         """Commit everything that views 0 to `view` lack, unless another process does."""
         teacher_pass, is_waiting = self._teacher_pass(), False
-        content = teacher_pass.content()
+        self._content = content = self._content or teacher_pass.content()
         with StopRequest() as stop, naming_changed_files(self._setup):
             while True:
                 try:
@@ -139,12 +139,12 @@ class CacheFiller:
                         content,
                         spool_folder=teacher_pass.folder,
                         block_rows=self._options.block_rows,
-                        check_every_byte=self._options.check_every_byte,
+                        check_every_byte=self._options.check_every_byte and not self._is_started,
                     ) as writer:
                         self._commit(writer, view, stop)
                         return
                 except CacheBusy:
-                    if self.opened(view) is not None:
+                    if self._is_written(view):
                         return
                     if not is_waiting:
                         self._console.print(f"waiting for another process, which fills {self.path}")
@@ -153,10 +153,20 @@ class CacheFiller:
                     raise Stopped(stop.signal_number, "stopped while another process fills a view")
                 time.sleep(_POLL_SECONDS)
 
+    def _is_written(self, view: int) -> bool:
+        """Return True if another process has committed views 0 to `view`.
+
+        At the start, also if it has added the teacher's outputs of the test images.
+        """
+        if (cache := self.opened(view)) is None:
+            return False
+        self._manifest = cache.manifest
+        return self._is_started or open_evaluated(self._setup, every_byte=False) is not None
+
     def _commit(self, writer: Destination, view: int, stop: StopRequest) -> None:
         """Commit the views up to `view`; with the last block, measure and finish the cache."""
         teacher_pass, self._manifest = self._teacher_pass(), writer.manifest
-        if self._options.check_every_byte:  # the first time
+        if not self._is_started:
             writer.refuse_if_too_full(writer.work)
         work = [item for item in writer.work if item.block.view <= view]
         computed = [item for item in work if not self._has_collected(item)]
@@ -167,7 +177,8 @@ class CacheFiller:
         for item in work:
             if self._collected is not None and self._has_collected(item):
                 writer.write_block(item.block, self._collected.records(item, teacher_pass))
-        fill_evaluation(teacher_pass, stop, self._console)
+        if not self._is_started:
+            fill_evaluation(teacher_pass, stop, self._console)
         if len(work) == len(writer.work):
             rate = self._images / max(self._seconds, 1e-9)
             last = writer.manifest.measured.get("images_per_second", 0.0)

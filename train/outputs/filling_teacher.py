@@ -2,9 +2,9 @@
 
 An epoch trains on exactly one view. If the cache has it, it is read. Otherwise, the teacher runs on
 the student's batches, the losses get its outputs as the cache will return them, and the view is
-committed at the end of the epoch. So this run equals a later run from the cache. Views whose codes
-depend on whole blocks (`scale: block`), are cut to the largest logits, or do not fit into memory
-are completed before their epoch instead.
+committed at the end of the epoch. So this run equals a later run from the cache. A view is
+completed before its epoch instead if the student's inputs are not the teacher's (another
+normalization), or if `ViewFiller.begin` cannot collect it.
 
 The teacher, the cache's plan and its writer are on the other side of `ViewFiller`: training never
 imports the pass.
@@ -57,9 +57,16 @@ class FillingTeacher(TeacherOutputs):
         filler: ViewFiller,
         taps: Sequence[str],
         open_outputs: Callable[[TeacherCache], TeacherOutputs],
+        *,
+        shares_inputs: bool = True,
     ) -> None:
-        """Fill with `filler`. open_outputs: opens the taps of a cache that has the view."""
+        """Fill with `filler`.
+
+        open_outputs: opens the taps of a cache that has the view. shares_inputs: True if the
+        student's inputs are the teacher's.
+        """
         self._filler, self._taps, self._open = filler, list(taps), open_outputs
+        self._shares_inputs = shares_inputs
         self.where = f"read from {filler.path}, or computed in the loop and added to it"
         self._cached: TeacherOutputs | None = None
         self._num_views = 0  # views that can be read
@@ -69,7 +76,7 @@ class FillingTeacher(TeacherOutputs):
         self.end_epoch()
         if view >= self._num_views:
             cache = self._filler.opened(view)
-            if cache is None and self._filler.begin(view, self._taps):
+            if cache is None and self._shares_inputs and self._filler.begin(view, self._taps):
                 self._view = view
                 return
             self._read_from(cache or self._filler.complete(view))

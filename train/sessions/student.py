@@ -286,9 +286,14 @@ def _filled_outputs(
     taps: Sequence[str],
 ) -> TeacherOutputs:
     """Open taps of a cache that may lack views; fillers: one for each teacher, in order."""
-    number = [each.path for each in run.study.caches].index(cache.path)
+    teachers = run.study.teachers
+    number = [each.cache.path for each in teachers].index(cache.path)
+    first, own = (each.config.dataset.normalization for each in (teachers[0], teachers[number]))
     return FillingTeacher(
-        fillers[number], taps, lambda filled: cached_outputs(run, device, filled, taps)
+        fillers[number],
+        taps,
+        lambda filled: cached_outputs(run, device, filled, taps),
+        shares_inputs=own == first,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 import yaml
 from rich.console import Console
 
+from teach_once.__main__ import main as teach_once
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.configs.schema import Normalization
 from teach_once.nets.networks.zoo import build
@@ -93,6 +94,34 @@ def test_a_cached_run_of_two_teachers_equals_a_live_one(files: Path, method: str
     cached = step_losses(study, method, live=False)
     assert len(cached) == 2 * 4
     assert largest_relative(step_losses(study, method, live=True), cached) < 1e-5
+
+
+@pytest.mark.parametrize("mean", [0.5, 0.3], ids=["own inputs", "shared inputs"])
+def test_two_caches_that_a_student_fills_equal_those_of_a_pass(
+    files: Path, mean: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = yaml.safe_load((files / "b.yaml").read_text())
+    other["dataset"]["normalization"]["mean"] = [mean]
+    (files / "b.yaml").write_text(yaml.safe_dump(other))
+    for name, more in (("passed", []), ("filled", ["--fill-cache"])):
+        place = ["--caches", str(files / name), "--runs", str(files / f"{name}-runs")]
+        call = ["train-student", str(files / "s.yaml"), "--method", "cd+gkd", *place, *more]
+        assert teach_once([*call, "--device", "cpu"]) == 0
+    passed, filled = (
+        {path.relative_to(files / name): path.read_bytes() for path in chunks_in(files / name)}
+        for name in ("passed", "filled")
+    )
+    assert len(passed) > 20
+    assert filled == passed
+    ours, theirs = (
+        torch.load(next((files / f"{name}-runs").glob("*/*/last.pt")), weights_only=True)
+        for name in ("filled", "passed")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def chunks_in(caches: Path) -> list[Path]:
+    return [each for each in caches.glob("*/teacher.zarr/**/*") if each.is_file()]
 
 
 def test_the_first_step_is_the_loss_by_hand(files: Path) -> None:

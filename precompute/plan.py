@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from teach_once.precompute.compute.blocks import QUEUED_BLOCKS
+from teach_once.precompute.compute.setup import (
+    Setup,
+    evaluated_images,
+    evaluation_setup,
+    open_evaluated,
+)
 from teach_once.precompute.compute.teacher_pass import TeacherPass
 from teach_once.precompute.compute.trial import pass_rate
 from teach_once.runtime.command.cost import Memory, memory_with
@@ -31,9 +37,12 @@ from teach_once.store.format.manifest import Manifest
 from teach_once.store.format.spec import tap_of
 from teach_once.store.place.bucket import NoBucket, ObjectsUnreachable
 from teach_once.store.place.open import place_at
+from teach_once.store.read.evaluation import TEST
 from teach_once.store.read.source import open_source
 from teach_once.store.read.zarr_source import ZarrSource
 from teach_once.store.write.pending_blocks import Work, bytes_of, pending_work, unfinished
+
+_WIDEST = 4  # bytes of a float32 value, in which evaluation caches are stored
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,8 @@ class Plan:
     pending_records: to be computed. carried_records: to be copied from the cache carried_from.
     bytes_to_write: of the chunk files of both. spool_bytes: most bytes on disk for records of
     unfinished blocks during the pass. free_bytes: free on the disk of the spool and, unless
-    is_remote, of the chunk files. test_images: run through the teacher after the records.
+    is_remote, of the chunk files. evaluated: images by kind whose outputs are stored once, after
+    the records; evaluated_bytes: of these outputs.
     trial_hours: time to find the fastest batch size, if necessary.
     """
 
@@ -58,7 +68,8 @@ class Plan:
     images_per_second: float
     memory: Memory
     is_remote: bool = False
-    test_images: int = 0
+    evaluated: Mapping[str, int] = field(default_factory=dict)
+    evaluated_bytes: int = 0
     trial_hours: float = 0.0
 
     @property
@@ -73,7 +84,7 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        images = self.pending_records + self.test_images
+        images = self.pending_records + sum(self.evaluated.values())
         return images / max(self.images_per_second, 1e-9) / 3600 + self.trial_hours
 
     def table(self, path: Path, images: str = "") -> str:
@@ -96,6 +107,8 @@ class Plan:
         rows.append(
             ("to do", f"{self.pending_records:,} of {self.num_records:,} records, {self._disk()}")
         )
+        if self.evaluated:
+            rows.append(("then", f"{self._evaluated()}, {format_size(self.evaluated_bytes)}"))
         if self.pending_records:
             rows.append(("time", self._time()))
         rows.append(("memory", self.memory.with_free()))
@@ -112,13 +125,16 @@ class Plan:
     @property
     def disk_bytes(self) -> int:
         """Largest number of bytes written to a local disk."""
-        return self.spool_bytes + (0 if self.is_remote else self.bytes_to_write)
+        written = self.bytes_to_write + self.evaluated_bytes
+        return self.spool_bytes + (0 if self.is_remote else written)
+
+    def _evaluated(self) -> str:
+        return " and ".join(counted(count, kind) for kind, count in self.evaluated.items())
 
     def _time(self) -> str:
         rate = f"{format_rate(self.images_per_second)} images/s on {self.device}"
-        tests = f", with {counted(self.test_images, 'test image')}" if self.test_images else ""
         trial = " and a batch size trial" if self.trial_hours else ""
-        return f"about {format_duration(self.hours)} at {rate}{tests}{trial}"
+        return f"about {format_duration(self.hours)} at {rate}{trial}"
 
     def tap_table(self) -> str:
         """Return a table of the bytes per tap."""
@@ -151,6 +167,7 @@ def planned(
         carrier.check_same_blocks(manifest)
         carried = sum(item.block.rows for item in work if carrier.holds(item, manifest))
     records = sum(item.block.rows for item in work) - carried
+    evaluated, evaluated_bytes = _evaluation(teacher_pass.setup, manifest)
     return Plan(
         manifest=manifest,
         device=device or str(teacher_pass.options.device),
@@ -165,8 +182,23 @@ def planned(
         else 0.0,
         memory=memory_of(teacher_pass, manifest),
         is_remote=not place_at(path).is_local,
-        test_images=len(teacher_pass.setup.dataset.test) if records else 0,
+        evaluated=evaluated,
+        evaluated_bytes=evaluated_bytes,
     )
+
+
+def _evaluation(setup: Setup, manifest: Manifest) -> tuple[dict[str, int], int]:
+    """Return the images by kind whose outputs are stored once and are missing, and their bytes."""
+    found: dict[str, int] = {}
+    num_bytes = 0
+    for images in evaluated_images(setup):
+        if open_evaluated(setup, images, every_byte=False) is None:
+            kind = "test image" if images.prefix == TEST else "probe image"
+            count, taps = len(images.dataset.train), evaluation_setup(setup, images).tap_names
+            found[kind] = found.get(kind, 0) + count
+            specs = (manifest.taps[tap] for tap in taps if tap in manifest.taps)
+            num_bytes += count * sum(_WIDEST * math.prod(spec.shape) for spec in specs)
+    return found, num_bytes
 
 
 def memory_of(teacher_pass: TeacherPass, manifest: Manifest) -> Memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -314,17 +315,23 @@ def test_a_plan_counts_the_trial_of_the_batch_size_and_the_test(
     monkeypatch.setattr(fill_module, "fastest_batch", lambda teacher_pass: (128, 0.25))
     setup = setup_of(small_teacher("views.count=1"), tmp_path)
     plan = plan_pass(setup, PassOptions(CPU))
-    assert (plan.images_per_second, plan.test_images) == (0.25, len(setup.dataset.test))
-    images = plan.pending_records + plan.test_images
+    assert (plan.images_per_second, plan.evaluated) == (0.25, {"test image": 797})
+    stored = {
+        tap: spec for tap, spec in plan.manifest.taps.items() if tap[:4] not in ("atte", "hint")
+    }
+    assert plan.evaluated_bytes == 797 * 4 * sum(math.prod(each.shape) for each in stored.values())
+    images = plan.pending_records + 797
     assert plan.hours == pytest.approx(images / 0.25 / 3600, rel=1e-3)
     assert plan.trial_hours > 0
-    rate = "at 0.25 images/s on cpu, with 797 test images and a batch size trial"
-    assert rate in plan.table(setup.path)
+    table = plan.table(setup.path)
+    assert "at 0.25 images/s on cpu and a batch size trial" in table
+    assert "then     797 test images, " in table
     large = dataclasses.replace(
         plan,
         manifest=dataclasses.replace(plan.manifest, num_views=90, num_samples=1_281_167),
         pending_records=115_305_030,
-        test_images=50_000,
+        evaluated={"test image": 50_000, "probe image": 1_331_167},
+        evaluated_bytes=123_400_000_000,
         images_per_second=12_345.6,
         spool_bytes=123_400_000_000,
         device="cuda:0",

@@ -50,7 +50,8 @@ def test_pass_stores_logits_without_labels(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli(call(config, "--plan")) == 0
-    assert "with 3 test images" in capsys.readouterr().out
+    # Each with 7 logits, 16 + 32 + 64 channel means, in float32.
+    assert f"then     3 test images, {3 * (7 + 112) * 4 / 1000:.1f} kB" in capsys.readouterr().out
     assert cli(call(config)) == 0
     told = capsys.readouterr().out
     assert "The images have no labels, so no error was measured." in told

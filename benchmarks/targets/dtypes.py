@@ -1,26 +1,23 @@
-"""What each tap dtype costs and keeps, on real records, and what general compression would save.
+"""Bytes and errors of each tap dtype, on real records.
 
-Bytes, error of the channel means, divergence of the logits, change of the CD and GKD losses. The
-records are view 0 of the teacher's dataset, computed in float32, and converted. In place of a
-student's outputs, the losses get the same teacher's on view 1: those of a student that has come
-close.
+Errors of channel means, divergence of logits, changes of the CD and GKD losses. The records are
+view 0 of the teacher's dataset, computed in float32 and converted. As student outputs, the losses
+get the teacher's outputs on view 1, which resemble a good student's.
 """
 
 from __future__ import annotations
 
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import numcodecs
 import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.harness import Findings, interleaved, markdown
+from benchmarks.harness import Findings, markdown
 from benchmarks.synthetic.studies import make_cache
 from teach_once.nets.teacher.taps import in_order
 from teach_once.precompute.compute.setup import prepare
@@ -28,22 +25,15 @@ from teach_once.precompute.compute.teacher_pass import PassOptions
 from teach_once.runtime.command.options import Overrides
 from teach_once.runtime.machine.devices import pick_device
 from teach_once.store import TeacherCache
-from teach_once.store.format.coding import quantize_rows
 from teach_once.store.move.convert import convert_cache
 from teach_once.train.losses import cd, gkd, kd
 
 TITLE = "Tap dtypes"
 Records = dict[str, NDArray[np.float32]]
-_ROUNDS = 7
 _EXACT = (
     "taps={logits: float32, channel_means: float32}",
     *("views.count=2", "views.evaluation=null"),
 )
-_CODECS = {
-    "zstd (level 3)": numcodecs.Zstd(level=3),
-    "blosc (zstd 3, byte shuffle)": numcodecs.Blosc("zstd", 3, numcodecs.Blosc.SHUFFLE),
-    "blosc (zstd 3, bit shuffle)": numcodecs.Blosc("zstd", 3, numcodecs.Blosc.BITSHUFFLE),
-}
 # A metric of `errors` -> its column.
 _ERRORS = {
     "largest_error_of_means": "largest rel. error of means",
@@ -59,8 +49,7 @@ def measure(
     overrides: Overrides = None,
     device: str = "auto",
 ) -> Findings:
-    content: dict[str, list[dict[str, str | float]]] = {"dtypes": [], "compression": []}
-    rows, codec_rows = [], []
+    content, rows = list[dict[str, str | float]](), []
     with tempfile.TemporaryDirectory() as folder:
         setup = prepare(teacher, [*(overrides or []), *_EXACT], Path(folder))
         caches = {"float32": make_cache(setup, PassOptions(pick_device(device)))}
@@ -71,21 +60,15 @@ def measure(
         for dtype, cache in caches.items():
             num_bytes = cache.manifest.record_bytes
             metrics = errors(exact, read_records(cache, 0), student)
-            content["dtypes"].append({"dtype": dtype, "bytes_per_record": num_bytes, **metrics})
+            content.append({"dtype": dtype, "bytes_per_record": num_bytes, **metrics})
             rows.append([dtype, str(num_bytes), *(f"{metrics[each]:.1e}" for each in _ERRORS)])
-            for codec, (left, rate) in compressed(exact, dtype).items():
-                names = {"dtype": dtype, "codec": codec}
-                content["compression"].append({**names, "left": left, "decode_gb_per_s": rate})
-                codec_rows.append([dtype, codec, f"{left:.0%}", f"{rate:.1f} GB/s"])
     name = setup.config.name
     table = markdown(["stored as", "bytes per record", *_ERRORS.values()], rows)
-    of_codecs = markdown(["stored as", "codec", "bytes left", "decoding"], codec_rows)
     text = (
         f": {len(setup.dataset.train):,} records of {name}. Errors of a channel mean are "
-        f"relative to the average size of that channel.\n\n"
-        f"{table}\nGeneral compression of the same numbers, one core:\n\n{of_codecs}"
+        f"relative to the average size of that channel.\n\n{table}"
     )
-    return Findings(text, content=content, title=f"{TITLE}: {name}")
+    return Findings(text, content={"dtypes": content}, title=f"{TITLE}: {name}")
 
 
 def read_records(cache: TeacherCache, view: int) -> Records:
@@ -118,25 +101,4 @@ def errors(exact: Records, stored: Records, student: Records) -> dict[str, float
         "kl_of_logits": kd(read["logits"], full["logits"], temperature=1.0).item(),
         "change_of_cd": change_of_cd,
         "change_of_gkd": change_of_gkd,
-    }
-
-
-def compressed(records: Records, dtype: str) -> dict[str, tuple[float, float]]:
-    """Codec -> the fraction of bytes left, and the GB/s of decoding them."""
-    arrays = [
-        np.ascontiguousarray(quantize_rows(each)[0] if dtype == "uint8" else each.astype(dtype))
-        for tap, each in records.items()
-        if tap != "correct"
-    ]
-    total = sum(array.nbytes for array in arrays)
-    packed = {name: list(map(codec.encode, arrays)) for name, codec in _CODECS.items()}
-
-    def decode(name: str) -> None:
-        for part in packed[name]:
-            _CODECS[name].decode(part)
-
-    timings = interleaved({name: partial(decode, name) for name in packed}, _ROUNDS)
-    return {
-        name: (sum(map(len, parts)) / total, total / timings[name].median / 1e9)
-        for name, parts in packed.items()
     }

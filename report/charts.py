@@ -1,7 +1,8 @@
 """Charts of the report as SVG or PNG: errors, learning curves and differences of methods.
 
 Figures are 480 px wide with text of at least 14.5 px, which a phone scales to 11 px. Labels are
-placed next to their data instead of in legends. An SVG follows the reader's light or dark scheme
+placed next to their data instead of in legends. Long ones are wrapped, then shortened in the
+middle, so that the axes keep half of the width. An SVG follows the reader's light or dark scheme
 with the colors of the report's page. Axes cover the methods without outliers: a value far beyond
 the others is an arrow at the edge with its number.
 """
@@ -11,11 +12,14 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from teach_once.report.differences import known_differences
@@ -23,10 +27,14 @@ from teach_once.report.learning_curves import BEST, Curve, of_errors, spread_apa
 from teach_once.report.page_assets import DARK, DARK_PAPER, LIGHT, LIGHT_PAPER
 from teach_once.report.runs import Result
 from teach_once.report.table import Row
-from teach_once.runtime.safe.text import in_plot
+from teach_once.runtime.safe.text import in_plot, one_line
 
 WIDTH, FONT_PX = 480, 14.5
-_ROW_PX = 26
+_ROW_PX, _LINE_PX = 26, 20
+_LABEL_PX = 165  # leaves half of the width to the axes, next to the numbers or ticks
+_BREAKS = re.compile(r"(?<=[ =_+])|(?<=\.)(?=[a-z])")
+_BLOCKS = re.compile(r"(?<=[( ])(?:\w+\.)+(?=\w+=)")  # of a setting's key
+_FEWEST_LINES, _MOST_LINES = 3, 8
 _MAX_ROWS = 200  # per figure; viewers cannot open larger images
 INK, QUIET, RULE = "#1c232b", "#5b6672", "#e3e7eb"
 _DARK_OF = {
@@ -100,21 +108,68 @@ def dot_chart(
     reach += [x for x in lines.values() if low - (high - low) <= x <= high + (high - low)]
     margin = 0.04 * (max(reach) - min(reach)) or 1.0
     low, high = min(reach) - margin, max(reach) + margin
-    height = _ROW_PX * min(len(dots), _MAX_ROWS) + 62 + 22 * len(lines)
+    labels = _distinct_labels([dot.label for dot in dots])
+    row_px = _ROW_PX + _LINE_PX * max(label.count("\n") for label in labels)
+    height = min(row_px * len(dots), _ROW_PX * _MAX_ROWS) + 62 + 22 * len(lines)
+    line_rows = 0.85 * _ROW_PX / row_px
     figure, axes = _new_figure(height)
     axes.set_xlim(low, high)
-    axes.set_ylim(len(dots) - 0.4, -0.6 - 0.85 * len(lines))
-    axes.set_yticks(range(len(dots)), [in_plot(dot.label) for dot in dots])
+    axes.set_ylim(len(dots) - 0.4, -0.6 - line_rows * len(lines))
+    axes.set_yticks(range(len(dots)), labels)
     axes.tick_params("y", length=0)
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(title, x=1.0, ha="right")
     for index, (label, value) in enumerate(lines.items()):
-        _draw_line(axes, label, value, -0.7 - 0.85 * index, signed)
+        _draw_line(axes, label, value, -0.7 - line_rows * index, signed)
     for row, dot in enumerate(dots):
         _draw_dot(axes, dot, row, "{:+.2f}" if signed else "{:.2f}")
     return figure
+
+
+def _distinct_labels(texts: Sequence[str]) -> list[str]:
+    """Fit texts into the space for labels, with as many lines as keep different texts different."""
+    for lines in range(_FEWEST_LINES, _MOST_LINES + 1):
+        labels = [_fitted(text, lines) for text in texts]
+        if len(set(labels)) == len(set(texts)):
+            break
+    return labels
+
+
+def _fitted(text: str, most_lines: int) -> str:
+    """Wrap a text to `_LABEL_PX`, with an ellipsis in its middle if it needs more lines.
+
+    Settings of a label with more than one line are named by the last part of their keys.
+    """
+    whole = one_line(text, longest=1000)
+    whole = _BLOCKS.sub("", whole) if len(_wrapped(whole)) > 1 else whole
+    shown, letters = whole, min(len(whole), 60 * most_lines)
+    while len(lines := _wrapped(shown)) > most_lines:
+        letters -= 1
+        shown = f"{whole[: letters // 2]}…{whole[len(whole) - (letters + 1) // 2 :]}"
+    return "\n".join(map(in_plot, lines))
+
+
+def _wrapped(text: str) -> list[str]:
+    """Break a text into lines of at most `_LABEL_PX`, inside words only if they are wider."""
+    lines = [""]
+    for word in _BREAKS.split(text):
+        for part in [word] if _width_px(word) <= _LABEL_PX else word:
+            if _width_px((lines[-1] + part).rstrip()) > _LABEL_PX:
+                lines.append("")
+            lines[-1] += part
+    return [line.strip() for line in lines]
+
+
+def _width_px(text: str) -> float:
+    return sum(map(_letter_px, text))
+
+
+@cache
+def _letter_px(letter: str) -> float:
+    font = FontProperties(size=FONT_PX)
+    return text_to_path.get_text_width_height_descent(letter, font, ismath=False)[0]
 
 
 def range_of(means: Sequence[float], more: Iterable[float] = ()) -> tuple[float, float]:
@@ -183,8 +238,10 @@ def learning_curves(curves: Sequence[Curve]) -> Figure:
     named = [*curves[:BEST], *curves[-1:]] if len(curves) > BEST else curves
     places = axes.transAxes.inverted()
     ends = [places.transform(axes.transData.transform((0, c.points[-1].mean)))[1] for c in named]
-    for index, place in enumerate(spread_apart(ends, 0.075, 0.0, 1.0)):
-        text = in_plot(named[index].method) if index < BEST else f"{len(curves) - BEST} others"
+    labels = [_fitted(curve.method, 2) for curve in named]
+    gap = 0.075 * (1 + max(label.count("\n") for label in labels))
+    for index, place in enumerate(spread_apart(ends, gap, 0.0, 1.0)):
+        text = labels[index] if index < BEST else f"{len(curves) - BEST} others"
         color = LIGHT[1 + index] if index < BEST else QUIET
         axes.text(1.03, place, text, color=color, va="center", transform=axes.transAxes)
     return figure

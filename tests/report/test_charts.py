@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -88,3 +89,47 @@ def test_color_classes_are_by_rank_at_the_end() -> None:
     by_rank = color_classes(curves(7)[::-1])
     assert by_rank[:2] == ["others", "others"]
     assert by_rank[-1].endswith("1")
+
+
+LONG = [
+    Dot(
+        f"cd+gkd+edt (training.optimizer.learning_rate={rate}, training.optimizer.weight_decay="
+        f"{rate / 1000}, training.schedule={schedule!r}, training.loss_scale=1.5)",
+        8.0 + rate,
+    )
+    for rate in (0.05, 0.1, 0.2)
+    for schedule in ("cosine", "step")
+]
+
+
+@pytest.mark.parametrize(
+    "dots", [LONG, [Dot("m" * 5000, 8.0), Dot("x", 9.0)], [Dot("$a " * 60, 8.0)], DOTS]
+)
+def test_axes_of_a_dot_chart_keep_half_of_the_width(dots: list[Dot]) -> None:
+    figure = dot_chart(dots, "error", {"teacher": 7.0})
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_position().width >= 0.5
+    labels = axes.get_yticklabels()
+    assert len({label.get_text() for label in labels}) == len(dots)
+    boxes = [label.get_window_extent() for label in labels]
+    assert min(box.x0 for box in boxes) >= 0
+    ends = [(box.y0, box.y1) for box in sorted(boxes, key=lambda box: box.y0)]
+    assert all(below[1] <= above[0] for below, above in itertools.pairwise(ends))
+
+
+def test_long_labels_name_settings_by_their_last_part_and_short_ones_stay_whole() -> None:
+    (axes,) = dot_chart([*LONG[:1], Dot("kd (training.a=1)", 1.0)], "error", {}).axes
+    short, long = (label.get_text() for label in axes.get_yticklabels())
+    assert short == "kd (training.a=1)"
+    assert long.startswith("cd+gkd+edt\n(learning_rat")
+    assert "training." not in long
+    assert "…" in long
+    assert long.replace("\n", "").endswith("scale=1.5)")
+
+
+def test_learning_curves_with_long_names_keep_half_of_the_width() -> None:
+    points = [CurvePoint(1, 40.0, None), CurvePoint(2, 20.0, None)]
+    figure = learning_curves([Curve(dot.label, 1, points) for dot in LONG])
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_position().width >= 0.5

@@ -1,10 +1,10 @@
 """Fill a cache view by view while a student trains on it.
 
 The blocks, the writer, the evaluation cache and the measurements are those of a pass, so the
-finished cache equals a pass's, beyond float rounding in the teacher. View 0 is computed before the
-training starts: students are built from its records. The writer's lock is held only while blocks
-are committed. If another process holds it, the view is read as soon as that process has committed
-it, or added when the lock is free.
+finished cache equals a pass's, beyond float rounding in the teacher. The first block of view 0 is
+computed before the training starts: students are built from its records. The writer's lock is held
+only while blocks are committed. If another process holds it, the view is read as soon as that
+process has committed it, or added when the lock is free.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from teach_once.store.errors import (
     UnknownView,
 )
 from teach_once.store.format.manifest import Manifest
-from teach_once.store.format.spec import SAMPLE_DIGEST
+from teach_once.store.format.spec import SAMPLE_DIGEST, TapSpec
 from teach_once.store.read.source import open_source
 from teach_once.store.write.destination import Destination, open_destination
 from teach_once.store.write.pending_blocks import Work
@@ -59,6 +59,7 @@ class CacheFiller:
         self._content: CacheContent | None = None
         self._manifest: Manifest | None = None
         self._collected: CollectedView | None = None
+        self._digests: NDArray[np.uint8] | None = None
         self._is_started = False
         self._images, self._seconds = 0, 0.0
 
@@ -67,7 +68,7 @@ class CacheFiller:
         return self._setup.path
 
     def start(self) -> None:
-        """Create the cache, or resume it: repair its whole views, and complete view 0.
+        """Create the cache, or resume it: repair its complete views, and add its first block.
 
         Also computes the teacher's outputs of the test images. If another process does all that,
         waits for it. Raises CacheError, DatasetError, ArchError or Stopped.
@@ -76,8 +77,20 @@ class CacheFiller:
             num_views = open_source(self.path).coverage.num_complete_views()
         except CacheError:
             num_views = 0
-        self._write(max(min(num_views, self._setup.config.views.num_views), 1) - 1)
+        self._write(min(num_views, self._setup.config.views.num_views) - 1)
         self._is_started = True
+
+    @property
+    def taps(self) -> dict[str, TapSpec]:
+        """The taps of every view that is added."""
+        assert self._manifest is not None
+        return {tap: self._manifest.taps[tap] for tap in self._setup.tap_names}
+
+    def digests(self) -> NDArray[np.uint8] | None:
+        """Return the digests of all samples, (N, 16) uint8; None until view 0 is complete."""
+        if self._digests is None and (cache := self.opened(0)) is not None:
+            self._digests = cache.sample_digest
+        return self._digests
 
     def opened(self, view: int) -> TeacherCache | None:
         """Return the cache with views 0 to `view`; None if it lacks one."""
@@ -128,7 +141,10 @@ class CacheFiller:
         return self._pass
 
     def _write(self, view: int) -> None:
-        """Commit everything that views 0 to `view` lack, unless another process does."""
+        """Commit the first block and what views 0 to `view` lack, unless another process does.
+
+        view: -1 for the first block only.
+        """
         teacher_pass, is_waiting = self._teacher_pass(), False
         self._content = content = self._content or teacher_pass.content()
         with StopRequest() as stop, naming_changed_files(self._setup):
@@ -154,21 +170,25 @@ class CacheFiller:
                 time.sleep(_POLL_SECONDS)
 
     def _is_written(self, view: int) -> bool:
-        """Return True if another process has committed views 0 to `view`.
+        """Return True if another process has committed views 0 to `view`, and at least view 0.
 
-        At the start, also if it has added the teacher's outputs of the test images.
+        At the start, it must also have added the teacher's outputs of the test images.
         """
-        if (cache := self.opened(view)) is None:
+        if (cache := self.opened(max(view, 0))) is None:
             return False
         self._manifest = cache.manifest
         return self._is_started or open_evaluated(self._setup, every_byte=False) is not None
 
     def _commit(self, writer: Destination, view: int, stop: StopRequest) -> None:
-        """Commit the views up to `view`; with the last block, measure and finish the cache."""
+        """Commit the first block and the views up to `view`; finish the cache with the last one."""
         teacher_pass, self._manifest = self._teacher_pass(), writer.manifest
         if not self._is_started:
             writer.refuse_if_too_full(writer.work)
-        work = [item for item in writer.work if item.block.view <= view]
+        work = [
+            item
+            for item in writer.work
+            if item.block.view <= view or (item.block.view, item.block.index) == (0, 0)
+        ]
         computed = [item for item in work if not self._has_collected(item)]
         started = time.perf_counter()
         if computed:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import open_study
 from teach_once.train.sessions.student import train_run
 from teach_once.views.pixels.batches import ViewBatch
+from teach_once.views.splits import DatasetError
 from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
 from tests.support.datasets.photograph_study import PLAIN, configs_of
 
@@ -131,8 +134,8 @@ def check_same(
 @pytest.mark.parametrize(
     ("taps", "in_the_loop"),
     [
-        ([], {1, 2}),
-        (["taps.logits=float32", "taps.channel_means=float32"], {1, 2}),
+        ([], {0, 1, 2}),
+        (["taps.logits=float32", "taps.channel_means=float32"], {0, 1, 2}),
         (["taps.channel_means=uint8"], set()),  # a block's scale needs the whole block
         (["taps.logits={top_k: 3}"], set()),
     ],
@@ -166,17 +169,35 @@ def test_photographs_are_decoded_for_student_and_teacher_at_once(
     options = PassOptions(CPU, 256, 16, num_workers=0)
     fill_cache(setup_of(teacher, passed / "caches"), options, Console(file=io.StringIO()))
     check_same(filled, train_cached(student, teacher, passed), tmp_path)
-    assert filler.views == [1] * 4 + [2] * 4  # 20 images in batches of 6
+    assert filler.views == [0] * 4 + [1] * 4 + [2] * 4  # 20 images in batches of 6
+
+
+def test_an_image_that_changes_after_its_first_view_is_named(
+    photographs: Path, tmp_path: Path
+) -> None:
+    images, weights = tmp_path / "photographs", tmp_path / "teacher.pt"
+    shutil.copytree(photographs, images)
+    save_atomically(build("resnet8", num_classes=2, seed=1).state_dict(), weights)
+    starts = [f"methods.{METHOD}.{number}.start_epoch=2" for number in (0, 1)]
+    student, teacher = configs_of(images, weights, PLAIN, starts)
+    changed = images / "train" / "cat" / "3.png"
+    before = {4: lambda: Image.new("RGB", (20, 20)).save(changed)}  # in the last batch of view 0
+    with pytest.raises(DatasetError, match=r"cat/3\.png has changed"):
+        train_filling(student, Filler(teacher, tmp_path, before), tmp_path)
 
 
 def test_a_run_killed_in_the_middle_of_an_epoch_resumes_and_computes_the_rest(
     small_teacher: MakeTeacher, small_student: MakeStudent, tmp_path: Path
 ) -> None:
     teacher, student = small_teacher(), small_student()
-    killed = Filler(teacher, tmp_path / "filled", {7: kill})
+    first = Filler(teacher, tmp_path / "filled", {3: kill})
     with pytest.raises(Killed):
-        train_filling(student, killed, tmp_path / "filled", minutes=0.0)
-    assert killed.views == [1] * 4 + [2] * 3
+        train_filling(student, first, tmp_path / "filled", minutes=0.0)
+    assert first.views == [0] * 3
+    second = Filler(teacher, tmp_path / "filled", {9: kill})
+    with pytest.raises(Killed):
+        train_filling(student, second, tmp_path / "filled", minutes=0.0)
+    assert second.views == [0] * 2 + [1] * 4 + [2] * 3
     resumed = Filler(teacher, tmp_path / "filled")
     filled = train_filling(student, resumed, tmp_path / "filled")
     assert resumed.views == [2] * 2  # two of the four steps were in the checkpoint
@@ -204,7 +225,7 @@ def test_blocks_that_another_process_has_committed_meanwhile_are_kept(
     before = {2: lambda: make_cache(teacher, tmp_path / "filled" / "caches")}  # all views
     filler = Filler(teacher, tmp_path / "filled", before)
     filled = train_filling(student, filler, tmp_path / "filled")
-    assert set(filler.views) == {1}  # view 2 is read
+    assert set(filler.views) == {0}  # the other views are read
     make_cache(teacher, tmp_path / "passed" / "caches")
     check_same(filled, train_cached(student, teacher, tmp_path / "passed"), tmp_path)
 

@@ -16,9 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from teach_once.store import TeacherCache
+from teach_once.store import TapSpec, TeacherCache
 from teach_once.train.outputs.teacher_outputs import Ids, TeacherOutputs, check_view
 from teach_once.views.pixels.batches import ViewBatch
 
@@ -28,6 +30,15 @@ class ViewFiller(Protocol):
 
     @property
     def path(self) -> Path: ...
+
+    @property
+    def taps(self) -> Mapping[str, TapSpec]:
+        """The taps of every view that is added."""
+        ...
+
+    def digests(self) -> NDArray[np.uint8] | None:
+        """Return the digests of all samples, (N, 16) uint8; None until view 0 is complete."""
+        ...
 
     def opened(self, view: int) -> TeacherCache | None:
         """Return the cache with views 0 to `view`; None if it lacks one."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
     from teach_once.train.engine.comparison import TeacherReference
     from teach_once.views.pixels.resident import DatasetPixels
+    from teach_once.views.splits import Digests
 
 
 def recipe_identity(training: Training, ranks: int | None = None) -> dict[str, Any]:
@@ -133,10 +134,18 @@ class Study:
             )
         return None
 
-    def pixels(self, device: torch.device, num_workers: int | None = None) -> DatasetPixels:
+    def pixels(
+        self,
+        device: torch.device,
+        num_workers: int | None = None,
+        *,
+        digests: Callable[[], Digests | None] | None = None,
+    ) -> DatasetPixels:
         """Return the views of all splits on a device, opened once for all runs. Loads torch.
 
         Reading a training sample whose bytes differ from the teacher's raises DatasetError.
+        digests: returns those of the teacher's samples, or None if there are none so far; default:
+        the cache's.
         """
         from teach_once.views.pixels.resident import open_dataset_pixels
 
@@ -147,7 +156,7 @@ class Study:
             pixels = open_dataset_pixels(
                 self.dataset, self.teacher.views, normalization, device, num_workers
             )
-            train = verified_pixels(pixels.train, self.dataset, self.cache, self.teacher)
+            train = verified_pixels(pixels.train, self.dataset, self.cache, self.teacher, digests)
             self._pixels[key] = pixels._replace(train=train)
         return self._pixels[key]
 

@@ -40,7 +40,7 @@ from teach_once.train.errors import TrainError
 from teach_once.views.augment.augment import pixel_canary
 from teach_once.views.datasets import Dataset, load_dataset
 from teach_once.views.identity import views_identity
-from teach_once.views.splits import describe_change, is_other_dataset
+from teach_once.views.splits import Digests, describe_change, is_other_dataset
 
 if TYPE_CHECKING:
     from teach_once.views.pixels.batches import Pixels
@@ -118,14 +118,21 @@ def tap_names(teacher: TeacherConfig) -> set[str]:
 
 
 def verified_pixels(
-    pixels: Pixels, dataset: Dataset, cache: TeacherCache, teacher: TeacherConfig
+    pixels: Pixels,
+    dataset: Dataset,
+    cache: TeacherCache,
+    teacher: TeacherConfig,
+    digests: Callable[[], Digests | None] | None = None,
 ) -> Pixels:
-    """Return training pixels that reject samples whose bytes differ from the teacher's."""
+    """Return training pixels that reject samples whose bytes differ from the teacher's.
+
+    digests: as in `VerifiedPixels`; default: the cache's.
+    """
     from teach_once.views.pixels.resident import VerifiedPixels
 
     again = pass_command(teacher, cache.path.parent)
     fix = f"restore it; or, if the change is intended: rm -r {cache.path}, and {again}"
-    return VerifiedPixels(pixels, dataset.train, cache.sample_digest, fix)
+    return VerifiedPixels(pixels, dataset.train, digests or cache.sample_digest, fix)
 
 
 @contextmanager

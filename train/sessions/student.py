@@ -105,14 +105,10 @@ def train_run(
     if summary is None:
         with StopRequest() as stop:
             device = pick_device(compute.device)
-            cached = functools.partial(_filled_outputs, to_train, device, fillers)
-            context = open_context(
-                to_train,
-                device,
-                num_workers=compute.workers,
-                cached=cached if fillers else None,
-                ranks=ranks,
-            )
+            if fillers:
+                context = _open_filling(to_train, device, compute.workers, fillers)
+            else:
+                context = open_context(to_train, device, num_workers=compute.workers, ranks=ranks)
             training = student_training(context, to_train, recording.on_rank(ranks), stop)
             for _ in training.batches():
                 pass
@@ -276,6 +272,17 @@ def cached_outputs(
     asked: Placement | None = placement if placement in ("device", "host") else None
     placement = asked or choose_placement(int(view_bytes(cache, taps) * fraction), device)
     return CachedTeacher(cache, taps, device, placement, fraction=fraction)
+
+
+def _open_filling(
+    run: Run, device: torch.device, num_workers: int | None, fillers: Sequence[ViewFiller]
+) -> TrainContext:
+    """Build the context of a run whose caches may lack views; fillers: one per teacher."""
+    for cache, filler in zip(run.study.caches, fillers, strict=True):
+        cache.taps |= filler.taps  # also those that view 0 lacks so far
+    data = run.study.pixels(device, num_workers, digests=fillers[0].digests)
+    cached = functools.partial(_filled_outputs, run, device, fillers)
+    return open_context(run, device, data=data, cached=cached)
 
 
 def _filled_outputs(

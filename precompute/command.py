@@ -36,6 +36,7 @@ from teach_once.precompute.pending import (
     format_measured,
     if_complete,
     without_weights,
+    write_missing_indexes,
 )
 from teach_once.runtime.command.frame import new_app, new_console, run_command
 from teach_once.runtime.command.options import (
@@ -175,7 +176,7 @@ def open_fillers(
     complete = [(cache, setup) for setup, cache in found if cache is not None]
     if len(complete) == len(found):
         for cache, setup in complete:
-            _print_complete(cache, setup, console)
+            _finish_complete(cache, setup, console)
         return []
     return [_open_filler(require_weights(setup), request, console) for setup, _ in found]
 
@@ -211,7 +212,7 @@ def _fill_cache(name: str, changes: list[str], request: CacheRequest, console: C
     setup, cache = _described(name, changes, request, console)
     if cache is not None and not request.plan:
         if request.job.job or request.job.rank == 0:  # ranks without a job share a terminal
-            _print_complete(cache, setup, console)
+            _finish_complete(cache, setup, console)
         return
     caches, setup = request.storage.caches, require_weights(setup)
     if (old := opened_to_carry(request.reuse_from, setup)) is None and (
@@ -319,7 +320,9 @@ def _print_hints(setup: Setup, console: Console) -> None:
         console.print(hint)
 
 
-def _print_complete(cache: TeacherCache, setup: Setup, console: Console) -> None:
+def _finish_complete(cache: TeacherCache, setup: Setup, console: Console) -> None:
+    """Write what a killed pass left out of a complete cache, and print that it is complete."""
+    write_missing_indexes(cache, setup)
     measured = format_measured(cache, setup.config)
     console.print(f"{cache.path} is complete: nothing to do. {measured}")
 

@@ -8,7 +8,12 @@ from rich.console import Console
 
 from teach_once.configs.schema import TeacherConfig
 from teach_once.nets.weights.source import check_spelling
-from teach_once.precompute.compute.setup import Setup, evaluated_images, open_evaluated
+from teach_once.precompute.compute.setup import (
+    Setup,
+    evaluated_images,
+    evaluation_setup,
+    open_evaluated,
+)
 from teach_once.store.errors import (
     CacheAmbiguous,
     CacheDamaged,
@@ -20,6 +25,7 @@ from teach_once.store.errors import (
 )
 from teach_once.store.format.certificate import certificate_text
 from teach_once.store.inspect.find import find_cache
+from teach_once.store.place.index import write_missing_index
 from teach_once.store.place.open import place_at
 from teach_once.store.read.evaluation import TEST
 from teach_once.store.read.reader import TeacherCache
@@ -84,6 +90,13 @@ def if_complete(setup: Setup, full_check: bool, console: Console) -> TeacherCach
             console.print(f"{setup.path} lacks some of the teacher's outputs of the {kind}")
             return None
     return cache
+
+
+def write_missing_indexes(cache: TeacherCache, setup: Setup) -> None:
+    """Write the indexes that a killed pass left out: of the cache and of its evaluation caches."""
+    inside = [evaluation_setup(setup, images).path for images in evaluated_images(setup)]
+    for path in (*inside, cache.path):
+        write_missing_index(place_at(path))
 
 
 def without_weights(setup: Setup, caches: Path) -> tuple[TeacherCache | None, str]:

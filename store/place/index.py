@@ -33,6 +33,8 @@ from teach_once.store.format.manifest import MAX_MANIFEST_BYTES, Manifest, parse
 from teach_once.store.format.metadata import MAX_METADATA_BYTES
 from teach_once.store.format.spec import JOURNAL, MANIFEST
 from teach_once.store.identity import EVALUATION
+from teach_once.store.place.bucket import Bucket
+from teach_once.store.place.bucket_log import put_whole_journal, read_remote_journal
 from teach_once.store.place.open import place_at
 from teach_once.store.place.place import Place, ReadablePlace, read_document
 
@@ -56,8 +58,11 @@ def _enclosing(place: Place) -> Place | None:
 def write_index(place: Place, manifest: Manifest) -> bool:
     """Write the index of a cache that no process changes. Return False if the cache is incomplete.
 
-    Only the whole files of a bucket's journal count; they contain every block after a pass.
+    Only the whole files of a bucket's journal count. If they lack a block of a complete cache, a
+    file that contains every block is put first.
     """
+    if isinstance(place, Bucket):
+        _complete_journal(place, manifest)
     names = {each.key.removeprefix(f"{JOURNAL}/") for each in place.list_files(JOURNAL)}
     journal, files = Journal.empty(manifest), dict[str, IndexedFile]()
     for name in sorted(filter(is_journal_file, names)):
@@ -80,6 +85,12 @@ def write_index(place: Place, manifest: Manifest) -> bool:
     return True
 
 
+def _complete_journal(place: Bucket, manifest: Manifest) -> None:
+    journal = read_remote_journal(place, manifest)
+    if journal.num_loose and Coverage(manifest, journal.committed.there).is_complete:
+        put_whole_journal(place, manifest, journal)
+
+
 def _write_anew(place: Place) -> None:
     """Write the index of a cache that contains a finished one, unless it is in use."""
     text = read_document(place, MANIFEST, MAX_MANIFEST_BYTES) or b""
@@ -87,6 +98,16 @@ def _write_anew(place: Place) -> None:
         manifest = parse_manifest(text, place.path / MANIFEST)
         with _lock(place):
             write_index(place, manifest)
+
+
+def write_missing_index(place: Place) -> None:
+    """Write the index of a complete cache whose pass was killed before it did.
+
+    Nothing is written if the cache is in use or read-only.
+    """
+    with suppress(OSError):
+        if not place.has(INDEX):
+            _write_anew(place)
 
 
 def _lock(place: Place) -> AbstractContextManager[object]:

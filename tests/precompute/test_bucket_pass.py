@@ -23,6 +23,10 @@ from teach_once.precompute.verify import cli as verify
 from teach_once.runtime.machine.urls import path_or_url
 from teach_once.store import TeacherCache
 from teach_once.store.command import cli as store
+from teach_once.store.format.index import INDEX
+from teach_once.store.identity import EVALUATION
+from teach_once.store.place.open import place_at
+from teach_once.store.place.place import read_document
 from teach_once.train.cli.commands import cli as train
 from tests.support.caches.object_store import SECRETS, Server, emptied
 from tests.support.caches.teacher_cache import CPU, make_cache, setup_of
@@ -112,6 +116,38 @@ def test_from_the_plan_to_a_student(
     student = ["student", "digits-resnet8", "--method", "kd", *QUICK_RUN, "--caches", CACHES]
     assert train([*student, *(f"teacher.{word}" for word in overrides)]) == 0
     assert not Path("s3:").exists()
+
+
+@pytest.mark.parametrize("caches", [CACHES, "there"])
+def test_a_pass_that_finds_all_done_writes_the_indexes_that_a_killed_one_left_out(
+    caches: str, server: Server, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = to_bucket(words) if caches == CACHES else words
+    assert cli(call) == 0
+    cache = path_or_url(caches) / _only_name(server, caches)
+    names = [
+        INDEX,
+        *(f"{EVALUATION}/{n}/{INDEX}" for n in place_at(cache).list_folders(EVALUATION)),
+    ]
+    assert len(names) == 2
+    before = {name: read_document(place_at(cache), name, 10**6) for name in names}
+    assert all(before.values())
+    for number in range(len(names)):  # without the cache's own; then without both
+        for name in names[: number + 1]:
+            place_at(cache).delete(name)
+        assert cli([*call, "--plan"]) == 0
+        assert not place_at(cache).has(INDEX)  # a plan writes nothing
+        capsys.readouterr()
+        assert cli(call) == 0
+        assert "is complete: nothing to do" in capsys.readouterr().out
+        assert {name: read_document(place_at(cache), name, 10**6) for name in names} == before
+
+
+def _only_name(server: Server, caches: str) -> str:
+    if caches == CACHES:
+        return name_of(server)
+    (folder,) = (path for path in Path(caches).iterdir() if not path.name.startswith("."))
+    return folder.name
 
 
 def test_a_pass_resumes_grows_and_mends(

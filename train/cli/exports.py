@@ -88,7 +88,10 @@ def list_runs(
     superseded: Superseded = False,
     yes: Annotated[bool, typer.Option("--yes", help="delete without asking")] = False,
 ) -> None:
-    """List runs with state, error, size, age and differences between runs of a student."""
+    """List runs with state, error, size, age and differences between runs of a student.
+
+    Ends with exit status 1 if a run's files cannot be read.
+    """
     if superseded and not remove:
         raise TrainError("--superseded requires --remove", fix="use --remove --superseded")
     if runs.exists() and not runs.is_dir():
@@ -106,5 +109,8 @@ def list_runs(
         )
     else:
         console.print(table_of(existing, time.time()))
-    for problem in (run.problem for run in existing if run.problem):
+    problems = [run.problem for run in existing if run.problem]
+    for problem in problems:
         console.print(problem)
+    if problems:
+        raise typer.Exit(1)

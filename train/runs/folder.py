@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from errno import EACCES
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -163,15 +164,32 @@ class FoundRun:
 
 
 def runs_below(runs_dir: Path, student: str | None = None) -> list[FoundRun]:
-    """Return all runs, or one student's, sorted by student, method, seed and age."""
-    students = runs_dir.glob("*/") if student is None else [runs_dir / student]
+    """Return all runs, or one student's, sorted by student, method, seed and age.
+
+    Raises BadFile if a folder cannot be read.
+    """
+    students = _entries(runs_dir) if student is None else [runs_dir / student]
     return sorted((run for each in students for run in runs_in(each)), key=_order)
 
 
 def runs_in(student_dir: Path) -> list[FoundRun]:
-    """Return the runs in a student's folder, sorted by method, seed and age."""
-    found = (_read_run(folder) for folder in student_dir.glob("*"))
+    """Return the runs in a student's folder, sorted by method, seed and age.
+
+    Raises BadFile if the folder cannot be read.
+    """
+    found = (_read_run(folder) for folder in _entries(student_dir))
     return sorted((run for run in found if run is not None), key=_order)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return the content of a folder; nothing if it is missing or a file. Raises BadFile."""
+    try:
+        return list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        fix = f"chmod u+rwx {quote(str(folder))}" if error.errno == EACCES else None
+        raise BadFile(folder, f"cannot be read: {error.strerror}", fix=fix) from None
 
 
 def _order(run: FoundRun) -> tuple[str, str, int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import re
 import shlex
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
 
@@ -25,6 +27,7 @@ from tests.support.programs.processes import run, start
 from tests.support.project import ROOT
 from tests.support.training.printed_report import write_printed_report
 from tests.support.training.training_runs import without_times
+from tests.support.training.written_run import write_finished_run
 
 PACKAGES = {"runtime", "train", "views", "teach_once"}
 
@@ -262,6 +265,43 @@ def test_runs_of_a_file_instead_of_a_folder_are_refused(
     assert cli(["runs", "--runs", str(tmp_path / "runs")]) == 2
     assert "runs is a file, expected a folder of runs\n  fix: use --runs" in capsys.readouterr().err
     assert cli(["runs", "--runs", str(tmp_path / "none")]) == 0
+
+
+@pytest.mark.parametrize("closed", ["runs", "runs/small"])
+def test_runs_of_a_folder_that_cannot_be_read_name_it_and_fail(
+    closed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_finished_run(tmp_path / "runs", "ce", 0, 9.0)
+    call = ["runs", "--runs", str(tmp_path / "runs")]
+    assert cli(call) == 0
+    capsys.readouterr()
+    listed = Path.iterdir
+
+    def refused(folder: Path) -> Iterator[Path]:
+        if folder == tmp_path / closed:  # root may read it whatever its mode
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert cli(call) == 2
+    fix = f"chmod u+rwx {tmp_path / closed}"
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / closed} cannot be read: Permission denied\n  fix: {fix}\n"
+    )
+
+
+def test_runs_with_a_file_that_cannot_be_read_are_listed_and_fail(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_finished_run(tmp_path / "runs", "ce", 0, 9.0)
+    damaged = write_finished_run(tmp_path / "runs", "kd", 0, 8.0)
+    (damaged / "run.json").unlink()
+    (damaged / "run.json").mkdir()
+    assert cli(["runs", "--runs", str(tmp_path / "runs")]) == 1
+    told = capsys.readouterr().out
+    assert re.search(f"{damaged.name} +unreadable", told)
+    assert "finished" in told
+    assert f"{damaged}/run.json" in told
 
 
 COMMAND_AND_ITS_PEAK = """

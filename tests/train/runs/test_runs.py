@@ -374,4 +374,4 @@ def test_an_ablation_ends_with_the_report_wherever_it_runs_and_with_its_exit_sta
     told = call("ablation", "--methods", "ce", "--seeds", "0 1", status=1)
     assert re.search(r"^ce +1 ", told, re.M)
     assert f"left out: {run}/summary.json lacks best\n  fix: rm -r {run}" in told
-    assert f"{run.name}  unreadable" in call("runs")
+    assert f"{run.name}  unreadable" in call("runs", status=1)

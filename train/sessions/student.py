@@ -58,7 +58,7 @@ from teach_once.train.runs.check_methods import check_methods
 from teach_once.train.runs.evaluation import evaluator_of, num_outputs
 from teach_once.train.runs.retrain import take_place
 from teach_once.train.runs.study import Run
-from teach_once.train.runs.teachers import StudyTeacher
+from teach_once.train.runs.teachers import StudyTeacher, pass_command
 from teach_once.train.sessions.changed import check_inputs, check_teacher_weights
 from teach_once.train.sessions.loop import RunTraining
 from teach_once.train.terms import looked_at
@@ -224,6 +224,13 @@ def _announce(context: TrainContext, run: Run, console: Console) -> None:
         console.print(hint)
     if line := format_linear(run.linear_connectors):
         print_once(console, line)
+    if study.reference is None:
+        adds = pass_command(study.teacher, study.cache.path.parent)
+        print_once(
+            console,
+            f"note: {study.cache.path} has no teacher outputs of these test images, so the student "
+            f"is not compared with its teacher; to add them: {adds}",
+        )
     device, threads = context.train_state.device, torch.get_num_threads()
     computed = f"on {device}"
     if device.type == "cpu":

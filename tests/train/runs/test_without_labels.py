@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from teach_once.configs.load import load_student, load_teacher
 from teach_once.nets.networks.zoo import build
@@ -215,6 +218,20 @@ def test_a_method_without_logits_has_no_classifier_with_labels(
     summary = train_student(run, device="cpu")
     assert set(summary["last"]) == {"neighbor_disagreement"}
     assert "fc.weight" not in torch.load(run.folder / "last.pt", weights_only=True)
+
+
+def test_a_student_that_is_not_compared_is_announced_with_the_command(
+    make_study: Callable[..., Study],
+) -> None:
+    study = make_study()
+    shutil.rmtree(study.cache.path / "evaluation")
+    console = Console(file=io.StringIO(), width=1000)
+    summary = train_student(study.run("ce", 0), device="cpu", console=console)
+    assert set(summary["last"]) == {"top1_error", "top5_error"}
+    told = console.file.getvalue()
+    assert (
+        "so the student is not compared with its teacher; to add them: make cache-teacher" in told
+    )
 
 
 def test_teacher_is_not_trained_on_images_without_labels(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 - `<!-- commands -->` becomes a section per command, from the help that the programs print.
 - `<!-- include: PATH -->` becomes that file of the repository, without its heading.
+- A mean and its deviation, or an interval, stay on one line in a table's cell.
 - A link to a file outside docs/ leads to the repository, or becomes plain text if the site's
   configuration names none.
 """
@@ -22,6 +23,7 @@ import typer.main
 DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
 _INCLUDE = re.compile(r"<!-- include: (\S+) -->")
+_SPREAD = re.compile(r"(?<=\d) (±|to) (?=[-+]?\d)")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -30,6 +32,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
     if "<!-- commands -->" in markdown:
         markdown = markdown.replace("<!-- commands -->", "\n".join(commands()))
     markdown = _INCLUDE.sub(lambda match: included(match[1]), markdown)
+    markdown = re.sub(r"^\|.*", with_whole_spreads, markdown, flags=re.MULTILINE)
     return with_source_links(markdown, Path(page.file.src_uri), config["repo_url"])
 
 
@@ -38,6 +41,11 @@ def included(path: str) -> str:
     heading, _, text = (ROOT / path).read_text().partition("\n")
     assert heading.startswith("# "), path
     return text.strip()
+
+
+def with_whole_spreads(row: re.Match[str]) -> str:
+    """Join `1.20 ± 0.28` and `-0.10 to +2.77` in a table's row by no-break spaces."""
+    return _SPREAD.sub("\u00a0\\1\u00a0", row[0])
 
 
 def with_source_links(markdown: str, page: Path, repo_url: str | None) -> str:

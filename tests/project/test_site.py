@@ -9,7 +9,7 @@ import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +95,14 @@ def test_command_reference_has_every_program_with_its_options(hooks: ModuleType)
     assert {"store trim", "train student", "views pack"} <= headings
     assert "| `--drop-taps` |" in text
     assert "python -m" not in text.partition("teach-once runtime.launch")[0]
+
+
+def test_numbers_of_a_spread_stay_on_one_line_in_tables_only(hooks: ModuleType) -> None:
+    text = "1 to 3 or\n| a to b | 1.20 ± 0.28 | -0.10 to +2.77 |"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    shown = hooks.on_page_markdown(text, page=page, config={"repo_url": None}, files=None)
+    spread, interval = "1.20\u00a0±\u00a00.28", "-0.10\u00a0to\u00a0+2.77"
+    assert shown == f"1 to 3 or\n| a to b | {spread} | {interval} |"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from teach_once.precompute.filling import CacheFiller
 from teach_once.precompute.run_pass import fill_cache
 from teach_once.runtime.command.options import Compute
 from teach_once.store import TeacherCache
+from teach_once.store.read.source import open_source
 from teach_once.store.write.writer import CacheWriter
 from teach_once.train.recording.options import Recording
 from teach_once.train.runs.study import open_study
@@ -70,13 +71,17 @@ class Filler(CacheFiller):
 
 
 def train_filling(
-    student: StudentConfig, filler: Filler, folder: Path, minutes: float = 10.0
+    student: StudentConfig,
+    filler: Filler,
+    folder: Path,
+    minutes: float = 10.0,
+    method: str = METHOD,
 ) -> tuple[dict[str, Any], Path]:
     """Train a student that fills its teacher's cache; returns its summary and its folder."""
     filler.start()
     teacher, caches, runs = filler.teacher, folder / "caches", folder / "runs"
     study = open_study(student, teacher, caches_dir=caches, runs_dir=runs, reads_outputs=False)
-    run, recording = study.run(METHOD, 0), Recording(checkpoint_minutes=minutes)
+    run, recording = study.run(method, 0), Recording(checkpoint_minutes=minutes)
     return train_run(run, Compute("cpu", 0), recording, fillers=[filler]), run.folder
 
 
@@ -170,6 +175,18 @@ def test_photographs_are_decoded_for_student_and_teacher_at_once(
     fill_cache(setup_of(teacher, passed / "caches"), options, Console(file=io.StringIO()))
     check_same(filled, train_cached(student, teacher, passed), tmp_path)
     assert filler.views == [0] * 4 + [1] * 4 + [2] * 4  # 20 images in batches of 6
+
+
+def test_a_method_without_a_teacher_adds_one_block(
+    small_teacher: MakeTeacher, small_student: MakeStudent, tmp_path: Path
+) -> None:
+    filler = Filler(small_teacher(), tmp_path)
+    summary, _ = train_filling(small_student(), filler, tmp_path, method="ce")
+    assert not summary["is_taught"]
+    assert filler.views == []
+    (manifest,) = (tmp_path / "caches").glob("*/manifest.json")
+    committed = open_source(manifest.parent).coverage.there["logits"]
+    assert committed.tolist() == [[True, False, False, False]] + [[False] * 4] * 2
 
 
 def test_an_image_that_changes_after_its_first_view_is_named(

@@ -13,7 +13,9 @@ from functools import cached_property
 from pathlib import Path
 
 from teach_once.configs.schema import DatasetConfig, Digits, ImageFolder, Images, Packed, PackedOnce
+from teach_once.runtime.command.program import program_text
 from teach_once.runtime.machine.urls import path_or_url
+from teach_once.runtime.safe.text import one_line
 from teach_once.views.splits import DatasetError, ImageSource, Selection, Split
 
 __all__ = ["Dataset", "DatasetError", "Split", "load_dataset"]
@@ -129,7 +131,15 @@ def open_source(config: DatasetConfig, kept_in: Path | None = None) -> ImageSour
         from teach_once.views.packed.read import packed
 
         file = config.file if isinstance(config, Packed) else config.packed
-        return packed(path_or_url(file), config.max_pixels, kept_in)
+        source = packed(path_or_url(file), config.max_pixels, kept_in)
+        if isinstance(config, PackedOnce) and (config.label is None) != (not source.class_names):
+            stored = "labels" if source.class_names else "no labels"
+            raise DatasetError(
+                f"dataset.packed: the images in {one_line(file)} have {stored}, but dataset.label "
+                f"is {one_line(config.label or 'null')}",
+                fix=f"pack the images again: {program_text('views')} pack NAME|PATH",
+            )
+        return source
     if isinstance(config, ImageFolder):
         from teach_once.views.images.folder_layout import FolderLayout
         from teach_once.views.images.folders import image_folder

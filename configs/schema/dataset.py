@@ -158,6 +158,12 @@ class PackedOnce(Pictures):
 
     packed: StrictStr
     """Destination of packing: the index of shards, such as `photos.json`, or one `.h5` file."""
+    label: StrictStr | None
+    """Location of the labels; `null`: the images have none."""
+    holdout_fraction: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
+    """With `label: null` and no test images: fraction of the training images, chosen by a keyed
+    hash, that packing holds out as the test set; `null`: 2 %, or about 100 images if these are
+    more, but at most 10 %."""
 
     @property
     def packed_as(self) -> str:
@@ -166,7 +172,7 @@ class PackedOnce(Pictures):
 
 @dataclass(frozen=True, kw_only=True, config=BLOCK)
 class WebDataset(PackedOnce):
-    """Tar shards of image files, each next to its label: `000017.jpg`, `000017.cls`."""
+    """Tar shards of image files, each next to its label, if any: `000017.jpg`, `000017.cls`."""
 
     type: Literal["webdataset"]
     """Type of the dataset."""
@@ -176,8 +182,9 @@ class WebDataset(PackedOnce):
     """Names of the training shards, with wildcards."""
     test: StrictStr | None = None
     """Names of the test shards; `null`: `*test*.tar`, or `*val*.tar` if there are none."""
-    label: StrictStr = "cls"
-    """Extension of the label files; `json.label` reads the key `label` of a `.json` file."""
+    label: StrictStr | None = "cls"
+    """Extension of the label files; `json.label` reads the key `label` of a `.json` file; `null`:
+    the images have no labels, and label files are not read."""
     class_names: StrictStr | None = None
     """File in `root` with one class name per line, if labels are numbers; `null`: the numbers are
     the names."""
@@ -199,8 +206,8 @@ class HuggingFace(PackedOnce):
     """Name of the test split; `null`: `test`, or `validation` if there is no `test`."""
     image: StrictStr = "image"
     """Column of the images."""
-    label: StrictStr = "label"
-    """Column of the labels: class labels, integers or names."""
+    label: StrictStr | None = "label"
+    """Column of the labels: class labels, integers or names; `null`: the images have no labels."""
 
 
 DatasetConfig = Annotated[

@@ -17,7 +17,12 @@ from teach_once.precompute.verify import cli as verify
 from teach_once.store import TeacherCache
 from teach_once.store.command import cli as store
 from teach_once.train.dataset import DistillationDataset, EvaluationDataset
-from tests.support.datasets.other_formats import UNLABELED, picture
+from tests.support.datasets.other_formats import (
+    UNLABELED,
+    pack_again,
+    picture,
+    write_unlabeled,
+)
 
 CONFIG = f"""{UNLABELED}taps: {{logits: float32, channel_means: float32}}
 """
@@ -133,6 +138,27 @@ def test_classes_of_the_teacher_are_required_and_checked(
     assert "fix: set teacher.num_classes=7" in error
     bare = call(config, "teacher.num_classes=null", "taps.logits=null", "taps.embedding=float16")
     assert cli(bare) == 0
+
+
+@pytest.mark.parametrize("dataset_type", ["webdataset", "huggingface"])
+def test_pass_over_a_packed_dataset_without_labels(
+    dataset_type: str, config: Path, tmp_path: Path
+) -> None:
+    write_unlabeled(tmp_path / "data", dataset_type, {"train": range(30)})  # writes t.yaml
+    text = config.read_text().replace("weights: w.pt", "weights: w.pt, num_classes: 7")
+    config.write_text(text + "taps: {logits: float32}\n")
+    pack_again(config)
+    assert cli(call(config)) == 0
+    cache = TeacherCache.open(cache_of(config))
+    assert cache.labels is None
+    assert cache.class_names is None
+    assert cache.taps["logits"].shape == (7,)
+    teacher = load_teacher(config)
+    data = DistillationDataset(teacher, cache_of(config))
+    data.set_epoch(1)
+    assert data.labels is None
+    assert int(data[0][1]) == -1
+    assert len(data) + len(EvaluationDataset(teacher)) == 30
 
 
 def test_own_loop_gets_labels_that_a_cross_entropy_rejects(config: Path) -> None:

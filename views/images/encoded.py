@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
+from teach_once.configs.schema import HuggingFace, WebDataset
 from teach_once.views.images.decode import (
     check_image_header,
     picture_size,
     read_picture,
     shown_path,
 )
+from teach_once.views.images.folder_layout import choose_held_out
 from teach_once.views.images.folders import digest_of_files, hashed_files
 from teach_once.views.splits import DatasetError, Ids, ImageSource, Split
 
@@ -22,7 +27,8 @@ class EncodedSplit:
     """Image files in their fixed order, each with a name, and a label (N,) int64 or none.
 
     names: `<class>/<file>` or similar, in UTF-8, possibly not printable. sizes: bytes of each file.
-    read: returns a file's bytes; raises DatasetError. name_of: a file's name for messages.
+    read: returns a file's bytes; raises DatasetError. name_of: a file's name for messages. keys:
+    names by which `unlabeled_source` holds out samples; they may repeat.
     """
 
     labels: Ids | None
@@ -30,6 +36,7 @@ class EncodedSplit:
     sizes: Sequence[int]
     read: Callable[[int], bytes]
     name_of: Callable[[int], str]
+    keys: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -40,14 +47,14 @@ class EncodedSplit:
         hashed = map(self.read, hashed_files(len(self)).tolist())
         return digest_of_files(self.names, self.sizes, self.labels, hashed)
 
-    def part(self, start: int, stop: int) -> EncodedSplit:
-        """Return samples `start` to `stop` (exclusive)."""
+    def subset(self, ids: Ids) -> EncodedSplit:
+        """Return samples `ids` (M,), in that order."""
         return EncodedSplit(
-            None if self.labels is None else self.labels[start:stop],
-            self.names[start:stop],
-            self.sizes[start:stop],
-            read=lambda sample: self.read(start + sample),
-            name_of=lambda sample: self.name_of(start + sample),
+            None if self.labels is None else self.labels[ids],
+            [self.names[i] for i in ids],
+            [self.sizes[i] for i in ids],
+            read=lambda sample: self.read(int(ids[sample])),
+            name_of=lambda sample: self.name_of(int(ids[sample])),
         )
 
 
@@ -80,6 +87,44 @@ class EncodedSource:
     def digests(self) -> list[str]:
         """Return the digests of both splits."""
         return [split.digest for split in self.splits.values()]
+
+
+def unlabeled_source(
+    config: WebDataset | HuggingFace,
+    train: EncodedSplit,
+    test: EncodedSplit | None,
+    hints: tuple[str, ...] = (),
+) -> EncodedSource:
+    """Return images without labels.
+
+    test: None: training images are held out by a hash of their keys, as in
+    `views.images.folder_layout.split_unlabeled`. Equal keys are counted in the order of the
+    samples. Raises DatasetError if a split would be empty, or if both `test` and
+    `holdout_fraction` choose the test images.
+    """
+    if min(len(train), len(train if test is None else test)) < (2 if test is None else 1):
+        raise DatasetError(
+            "dataset: there are too few images for a training and a test split",
+            fix="add images: each split needs at least one",
+        )
+    if test is not None:
+        if config.holdout_fraction is not None:
+            raise DatasetError(
+                "dataset.holdout_fraction chooses test images, but the dataset has a test split",
+                fix="set dataset.holdout_fraction=null",
+            )
+        return EncodedSource(config.type, None, train, test, hints)
+    is_held = choose_held_out(_numbered(train.keys), len(train), config.holdout_fraction)
+    kept, held = (train.subset(np.flatnonzero(some)) for some in (~is_held, is_held))
+    return EncodedSource(config.type, None, kept, held, hints)
+
+
+def _numbered(keys: Iterable[str]) -> Iterator[str]:
+    """Yield the keys; each further one of equal keys has its number appended."""
+    counts = Counter[str]()
+    for key in keys:
+        yield f"{key}\0{counts[key]}" if counts[key] else key
+        counts[key] += 1
 
 
 def encoded_folder(source: ImageSource) -> EncodedSource:

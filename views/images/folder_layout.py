@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -127,14 +127,22 @@ def split_unlabeled(
             "\n  ".join(filter(None, [f"dataset.root: {root} has {count}", note])),
             fix="set dataset.root to a folder with at least two images: one is held out",
         )
-    fraction = holdout_fraction
-    if fraction is None:
-        fraction = max(_LEAST_HELD, min(_ENOUGH_HELD / len(found), _MOST_HELD))
-    keys = _name_hashes(found, 0)
-    is_held = keys < np.uint64(int(fraction * 2.0**64))
-    is_held[np.argmin(keys)], is_held[np.argmax(keys)] = True, False
+    is_held = choose_held_out(_names_of(found), len(found), holdout_fraction)
     train, test = (ListedSplit(found, np.flatnonzero(some)) for some in (~is_held, is_held))
     return FolderSplits(train, test, (note,) if note else (), "")
+
+
+def choose_held_out(names: Iterable[str], count: int, fraction: float | None) -> NDArray[np.bool_]:
+    """Choose images by a hash of their `count` different names, at least one and not all.
+
+    fraction: None: see `split_unlabeled`. Returns (count,) bool: True for held-out images.
+    """
+    if fraction is None:
+        fraction = max(_LEAST_HELD, min(_ENOUGH_HELD / count, _MOST_HELD))
+    keys = _name_hashes(names, 0)
+    is_held = keys < np.uint64(int(fraction * 2.0**64))
+    is_held[np.argmin(keys)], is_held[np.argmax(keys)] = True, False
+    return is_held
 
 
 def _whole(listing: Listing) -> ListedSplit:
@@ -205,7 +213,8 @@ def _require_images(listing: Listing, ids: Ids, problem: str) -> None:
 
 def _held_out(train: Listing, layout: FolderLayout) -> tuple[ListedSplit, ListedSplit]:
     """Choose test images by a hash of each name, so that new files do not change old choices."""
-    is_test = _name_hashes(train, layout.test_seed) < np.uint64(int(layout.test_fraction * 2.0**64))
+    keys = _name_hashes(_names_of(train), layout.test_seed)
+    is_test = keys < np.uint64(int(layout.test_fraction * 2.0**64))
     rest, held = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     if not len(held):
         raise DatasetError(
@@ -216,12 +225,16 @@ def _held_out(train: Listing, layout: FolderLayout) -> tuple[ListedSplit, Listed
     return ListedSplit(train, rest), ListedSplit(train, held)
 
 
-def _name_hashes(listing: Listing, seed: int) -> NDArray[np.uint64]:
-    """Return a keyed hash of the relative path of each image, (N,) uint64."""
+def _names_of(listing: Listing) -> Iterable[str]:
+    return listing.relative_names(np.arange(len(listing)))
+
+
+def _name_hashes(names: Iterable[str], seed: int) -> NDArray[np.uint64]:
+    """Return a keyed hash of the name of each image, (N,) uint64."""
     key = seed.to_bytes(4, "little")
     words = [
         hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, key=key).digest()
-        for name in listing.relative_names(np.arange(len(listing)))
+        for name in names
     ]
     return np.frombuffer(b"".join(words), dtype="<u8")
 

@@ -1,7 +1,9 @@
 """Tables of the Hugging Face `datasets` package, with a column of images; see `views.packed.write`.
 
 The package is needed for packing only. Columns must contain the images' bytes; tables that name
-files elsewhere are rejected.
+files elsewhere are rejected. Without labels and a test split, rows are held out by a hash of their
+image's path, or of their number if the table has no paths. Paths keep the choice when rows are
+reordered or inserted; numbers keep it only when rows are appended.
 """
 
 from __future__ import annotations
@@ -18,8 +20,14 @@ from teach_once.runtime.command.program import pip_install
 from teach_once.runtime.formats import format_size
 from teach_once.runtime.safe.safe_read import BadFile, parse_json, read_bounded
 from teach_once.runtime.safe.text import one_line
-from teach_once.views.images.encoded import EncodedSource, EncodedSplit
-from teach_once.views.images.labels import Label, check_label, number_labels
+from teach_once.views.images.encoded import EncodedSource, EncodedSplit, unlabeled_source
+from teach_once.views.images.labels import (
+    OR_NO_LABELS,
+    Label,
+    check_label,
+    check_label_keys,
+    number_labels,
+)
 from teach_once.views.splits import DatasetError, Ids
 
 MOST_EXPANSION = 16  # bytes that may be written per byte of the table's files
@@ -147,7 +155,11 @@ _TEST_SPLITS = ("test", "validation")
 
 def hugging_face(config: HuggingFace) -> EncodedSource:
     """Open the image files in a table. Raises DatasetError if the table cannot be used."""
+    check_label_keys(config)
     tables = _tables_of(config)
+    if config.label is None:
+        splits = {split: _encoded(table, config, split, None) for split, table in tables.items()}
+        return unlabeled_source(config, splits["train"], splits.get("test"))
     class_names = getattr(tables["train"].features[config.label], "names", None)
 
     def name_of(split: str, row: int) -> str:
@@ -166,7 +178,7 @@ def hugging_face(config: HuggingFace) -> EncodedSource:
     )
 
 
-def _encoded(table: Any, config: HuggingFace, split: str, labels: Ids) -> EncodedSplit:
+def _encoded(table: Any, config: HuggingFace, split: str, labels: Ids | None) -> EncodedSplit:
     from datasets import Image
 
     images = table.select_columns([config.image]).cast_column(config.image, Image(decode=False))
@@ -186,12 +198,13 @@ def _encoded(table: Any, config: HuggingFace, split: str, labels: Ids) -> Encode
             )
         return bytes(content)
 
-    sizes = [
-        len((image or {}).get("bytes") or b"")
-        for batch in images.iter(_ROWS_AT_ONCE)
-        for image in batch[config.image]
-    ]
-    return EncodedSplit(labels, [f"{row}" for row in range(len(labels))], sizes, read, name_of)
+    sizes, keys = list[int](), list[str]()
+    for batch in images.iter(_ROWS_AT_ONCE):
+        for image in batch[config.image]:
+            keys.append((image or {}).get("path") or f"{len(keys)}")
+            sizes.append(len((image or {}).get("bytes") or b""))
+    names = [f"{row}" for row in range(len(sizes))]
+    return EncodedSplit(labels, names, sizes, read, name_of, keys)
 
 
 def _labels_of(table: Any, column: str, name_of: Callable[[int], str]) -> list[Label]:
@@ -200,13 +213,18 @@ def _labels_of(table: Any, column: str, name_of: Callable[[int], str]) -> list[L
 
 
 def _tables_of(config: HuggingFace) -> dict[str, Any]:
-    """Return the training and test tables, checked to have both columns."""
+    """Return the training and test tables, checked to have both columns.
+
+    Images without labels need no test table.
+    """
     every = open_tables(config.path, config.subset)
     wanted = {"train": [config.train], "test": [config.test] if config.test else [*_TEST_SPLITS]}
     tables = {}
     for split, names in wanted.items():
         name = next((name for name in names if name in every), None)
         if name is None:
+            if split == "test" and config.label is None and not config.test:
+                continue
             raise DatasetError(
                 f"{config.path} has no split {' or '.join(names)}; it has "
                 f"{one_line(', '.join(map(str, every)))}",
@@ -220,13 +238,17 @@ def _tables_of(config: HuggingFace) -> dict[str, Any]:
 def _check_columns(table: Any, config: HuggingFace) -> None:
     from datasets import Image
 
-    for key in ("image", "label"):
+    fixes = {
+        "image": "set dataset.image=COLUMN",
+        "label": f"set dataset.label=COLUMN, {OR_NO_LABELS}",
+    }
+    for key, fix in fixes.items():
         column = getattr(config, key)
-        if column not in table.features:
+        if column is not None and column not in table.features:
             raise DatasetError(
                 f"{config.path} has no column {column!r}; it has "
                 f"{one_line(', '.join(table.features))}",
-                fix=f"set dataset.{key}=COLUMN",
+                fix=fix,
             )
     if not isinstance(table.features[config.image], Image):
         raise DatasetError(f"{config.path}: the column {config.image!r} has no images")

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from teach_once.configs.schema import HuggingFace, WebDataset
 from teach_once.runtime.safe.safe_read import BadFile, read_bounded
 from teach_once.runtime.safe.text import one_line
 from teach_once.views.splits import DatasetError, Ids, check_class_name
+
+OR_NO_LABELS = "or dataset.label=null to use the images without labels"
 
 Label = int | str
 NameOf = Callable[[str, int], str]
@@ -25,6 +28,24 @@ _MOST_NAMES_BYTES = 2**24
 _WHOLE = re.compile(r"([+-]?[0-9]+)(\.0*)?")
 _LONGEST_NUMBER = 30  # digits
 _NO_LABEL = "leave out the samples without a label, or set dataset.test to a split that has labels"
+
+
+def check_label_keys(config: WebDataset | HuggingFace) -> None:
+    """Raise DatasetError if a key of the config contradicts `label`."""
+    if config.label is not None:
+        if config.holdout_fraction is not None:
+            raise DatasetError(
+                "dataset.holdout_fraction is set, but holds out images without labels only",
+                fix=f"set dataset.holdout_fraction=null, {OR_NO_LABELS}",
+            )
+        return
+    fixes = {"class_names": "", "max_per_class": " and dataset.max_samples=NUMBER"}
+    for key, instead in fixes.items():
+        if getattr(config, key, None) is not None:
+            raise DatasetError(
+                f"dataset.{key} is set, but the images have no labels: dataset.label is null",
+                fix=f"set dataset.{key}=null{instead}",
+            )
 
 
 def check_label(value: object, name: str) -> Label:

@@ -2,7 +2,8 @@
 
 `a/000017.jpg` and `a/000017.cls` are sample `a/000017`. Samples are numbered across the shards in
 name order. Compressed shards and samples with several images are not supported. See
-`views.packed.write`.
+`views.packed.write`. Without labels and test shards, samples are held out by a hash of
+`SHARD/a/000017`: new samples and shards keep the choice, but renamed shards change it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ from teach_once.configs.schema import WebDataset
 from teach_once.runtime.safe.safe_read import BadFile, open_regular, parse_json
 from teach_once.runtime.safe.text import one_line
 from teach_once.views.images.decode import MOST_BYTES, shown_path
-from teach_once.views.images.encoded import EncodedSource, EncodedSplit
-from teach_once.views.images.labels import Label, check_label, number_labels, read_class_names
+from teach_once.views.images.encoded import EncodedSource, EncodedSplit, unlabeled_source
+from teach_once.views.images.labels import (
+    OR_NO_LABELS,
+    Label,
+    check_label,
+    check_label_keys,
+    number_labels,
+    read_class_names,
+)
 from teach_once.views.images.listing import (
     HIDDEN,
     IMAGE_SUFFIXES,
@@ -165,28 +173,33 @@ _MOST_LABEL_BYTES = 2**20
 
 
 class _Sample(NamedTuple):
-    """An image in a shard, and its label."""
+    """An image in a shard, and its label or None."""
 
     tar: Tar
     image: TarMember
-    label: Label
+    label: Label | None
 
 
 def web_dataset(config: WebDataset) -> EncodedSource:
     """Open the image files in a folder of shards. Raises DatasetError if it cannot be used."""
+    check_label_keys(config)
     root = Path(config.root)
     if not root.is_dir():
         raise DatasetError(f"dataset.root: folder {shown_path(root)} not found")
     names = None if config.class_names is None else read_class_names(root / config.class_names)
-    shards = {
-        "train": _shards(root, "train", [config.train]),
-        "test": _shards(
-            root, "test", [config.test] if config.test else ["*test*.tar", "*val*.tar"]
-        ),
-    }
     left_out = Counter[str]()
-    splits = {name: _samples_of(some, config.label, left_out) for name, some in shards.items()}
-    labels = {split: [sample.label for sample in some] for split, some in splits.items()}
+    splits = {
+        split: _samples_of(shards, config.label, left_out)
+        for split, shards in _shards_of(config, root).items()
+    }
+    hints = tuple(filter(None, [describe_left_out(root, left_out)]))
+    if config.label is None:
+        encoded = {split: _encoded(some, None) for split, some in splits.items()}
+        return unlabeled_source(config, encoded["train"], encoded.get("test"), hints)
+    labels = {
+        split: [sample.label for sample in some if sample.label is not None]
+        for split, some in splits.items()
+    }
     class_names, numbers = number_labels(
         labels, names, lambda split, number: _name_of(splits[split][number])
     )
@@ -195,40 +208,49 @@ def web_dataset(config: WebDataset) -> EncodedSource:
         class_names,
         _encoded(splits["train"], numbers["train"]),
         _encoded(splits["test"], numbers["test"]),
-        tuple(filter(None, [describe_left_out(root, left_out)])),
+        hints,
     )
 
 
-def _encoded(samples: Sequence[_Sample], labels: Ids) -> EncodedSplit:
+def _encoded(samples: Sequence[_Sample], labels: Ids | None) -> EncodedSplit:
     return EncodedSplit(
         labels,
         [sample.image.name for sample in samples],
         [sample.image.size for sample in samples],
         read=lambda number: samples[number].tar.read(samples[number].image),
         name_of=lambda number: _name_of(samples[number]),
+        keys=[f"{sample.tar.path.name}/{_key(sample.image.name)}" for sample in samples],
     )
 
 
-def _shards(root: Path, split: str, patterns: Sequence[str]) -> list[Path]:
-    """Return the shards that match the first pattern with any match."""
+def _shards_of(config: WebDataset, root: Path) -> dict[str, list[Path]]:
+    """Return the shards of each split: those that match the first pattern with any match.
+
+    Images without labels need no test shards.
+    """
     names = sorted(name for name in os.listdir(root) if not is_hidden(name))
-    for pattern in patterns:
-        if found := fnmatch.filter(names, pattern):
-            return [root / name for name in found]
-    raise DatasetError(
-        f"dataset.root: {shown_path(root)} has no {split} shards ({' or '.join(patterns)})",
-        fix=f"set dataset.{split}=PATTERN",
-    )
+    tests = [config.test] if config.test else ["*test*.tar", "*val*.tar"]
+    shards = {}
+    for split, patterns in {"train": [config.train], "test": tests}.items():
+        matches = (fnmatch.filter(names, pattern) for pattern in patterns)
+        if found := next(filter(None, matches), None):
+            shards[split] = [root / name for name in found]
+        elif split == "train" or config.label is not None or config.test:
+            raise DatasetError(
+                f"dataset.root: {shown_path(root)} has no {split} shards ({' or '.join(patterns)})",
+                fix=f"set dataset.{split}=PATTERN",
+            )
+    return shards
 
 
-def _samples_of(shards: Sequence[Path], label: str, left_out: Counter[str]) -> list[_Sample]:
+def _samples_of(shards: Sequence[Path], label: str | None, left_out: Counter[str]) -> list[_Sample]:
     samples = [sample for shard in shards for sample in _samples_in(Tar(shard), label, left_out)]
     if not samples:
         raise DatasetError(f"{shown_path(shards[0])} and the other shards have no images")
     return samples
 
 
-def _samples_in(tar: Tar, label: str, left_out: Counter[str]) -> Iterator[_Sample]:
+def _samples_in(tar: Tar, label: str | None, left_out: Counter[str]) -> Iterator[_Sample]:
     for key, members in itertools.groupby(_shown(tar, left_out), key=lambda each: _key(each.name)):
         by_ending = {member.name[len(key) + 1 :].lower(): member for member in members}
         images = [by_ending[end] for end in by_ending if f".{end}" in IMAGE_SUFFIXES]
@@ -237,7 +259,8 @@ def _samples_in(tar: Tar, label: str, left_out: Counter[str]) -> Iterator[_Sampl
             raise DatasetError(f"{shown} has {len(images)} images, expected one")
         if images[0].size > MOST_BYTES:
             raise DatasetError(f"{shown} has an image of {images[0].size:,} bytes, too large")
-        yield _Sample(tar, images[0], _label_of(tar, by_ending, label, shown))
+        found = None if label is None else _label_of(tar, by_ending, label, shown)
+        yield _Sample(tar, images[0], found)
 
 
 def _shown(tar: Tar, left_out: Counter[str]) -> Iterator[TarMember]:
@@ -258,7 +281,10 @@ def _key(name: str) -> str:
 def _label_of(tar: Tar, by_ending: dict[str, TarMember], label: str, shown: str) -> Label:
     ending, _, json_key = label.partition(".")
     if (member := by_ending.get(ending)) is None:
-        raise DatasetError(f"{shown} has no .{one_line(ending)} file", fix="set dataset.label")
+        raise DatasetError(
+            f"{shown} has no .{one_line(ending)} file",
+            fix=f"set dataset.label=EXTENSION, {OR_NO_LABELS}",
+        )
     if member.size > _MOST_LABEL_BYTES:
         raise DatasetError(f"{shown} has a label of {member.size:,} bytes, too large")
     content = tar.read(member)

@@ -1,8 +1,8 @@
 """Format of a file of packed images: a header and arrays that are read without HDF5.
 
     head    one line: teach-once-images VERSION BYTES SHA256      of the header that follows
-    header  JSON: kind, type, class names, digests; per split and array the offset in this file,
-            the dtype, the shape, and the crc32c
+    header  JSON: kind, type, class names (null: the images have no labels), digests; per split
+            and array the offset in this file, the dtype, the shape, and the crc32c
     zeros   up to a power of two
     HDF5    class_names, <split>/<array> ...: for other programs
 

@@ -439,8 +439,10 @@ def _job_of(source: EncodedSource, recode: Recode | None, rows: int) -> str:
 
 def _source_of(source: EncodedSource, part: _Part) -> EncodedSource:
     """Return the samples of one shard; the other split is empty."""
-    ranges = {"train": (0, 0), "test": (0, 0), part.split: (part.start, part.stop)}
-    train, test = source.train.part(*ranges["train"]), source.test.part(*ranges["test"])
+    none, some = np.arange(0), np.arange(part.start, part.stop)
+    train, test = (
+        split.subset(some if name == part.split else none) for name, split in source.splits.items()
+    )
     return EncodedSource(source.type, source.class_names, train, test)
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import shutil
+import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -55,6 +59,50 @@ def write_config(file: Path, dataset_type: str, **keys: str) -> Path:
     lines = "\n  ".join(f"{key}: {value}" for key, value in keys.items())
     file.write_text(_CONFIG.format(type=dataset_type, keys=lines))
     return file
+
+
+def write_unlabeled(
+    root: Path, dataset_type: str, splits: Mapping[str, Sequence[int]], label: str = "null"
+) -> Path:
+    """Write pictures as tar shards or as a saved table, and return a config next to them.
+
+    Every sample has a label, which is not read with label "null".
+    """
+    shutil.rmtree(root, ignore_errors=True)
+    if dataset_type == "webdataset":
+        root.mkdir()
+        for split, numbers in splits.items():
+            _write_shard(root / f"{split}.tar", numbers)
+        return write_config(root.parent / "t.yaml", dataset_type, root=root.name, label=label)
+    import datasets
+
+    tables = {split: _table(numbers) for split, numbers in splits.items()}
+    datasets.DatasetDict(tables).save_to_disk(root)
+    return write_config(root.parent / "t.yaml", dataset_type, path=root.name, label=label)
+
+
+def _write_shard(file: Path, numbers: Sequence[int]) -> None:
+    with tarfile.open(file, "w") as tar:
+        for number in numbers:
+            for ending, content in (("png", picture(number)), ("cls", b"%d" % (number % 2))):
+                member = tarfile.TarInfo(f"{number:03d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def _table(numbers: Sequence[int]) -> Any:
+    import datasets
+
+    images = [{"bytes": picture(number), "path": f"{number:03d}.png"} for number in numbers]
+    features = datasets.Features({"image": datasets.Image(), "cls": datasets.Value("int64")})
+    rows = {"image": images, "cls": [number % 2 for number in numbers]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def numbers_of(split: Split) -> list[int]:
+    """Return which pictures, of the first 200, the images of a split are."""
+    known = {_pixels(number).tobytes(): number for number in range(200)}
+    return [known[image.tobytes()] for image in split.images]
 
 
 def pack_again(config: Path, *options: str) -> Path:

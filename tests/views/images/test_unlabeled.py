@@ -200,14 +200,15 @@ def test_check_counts_exact_copies(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "; 2 are exact copies of other images" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options", [[], ["--encoded"]])
+@pytest.mark.parametrize("options", [[], ["--encoded"], ["shards"]])
 def test_packed_images_without_labels_are_the_same_dataset(
     tmp_path: Path, options: list[str]
 ) -> None:
     root = write_photos(tmp_path / "data", 12)
     config = write_config(tmp_path / "t.yaml", "images", root="data")
     config.write_text(config.read_text().replace("  packed: packed.json\n", ""))
-    file = tmp_path / "all.h5"
+    file = tmp_path / ("all.json" if options == ["shards"] else "all.h5")
+    options = [option for option in options if option != "shards"]
     chosen = [] if options else ["dataset.max_samples=6"]
     assert cli(["pack", str(config), str(file), *options, *chosen]) == 0
     for limit in (None, 6):

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from teach_once.views.command import cli
-from teach_once.views.images.folders import image_folder
+from teach_once.views.images.folders import image_folder, unlabeled_images
 from teach_once.views.packed.format import FORMAT_NAME, HEAD_BYTES, PackedFile
 from teach_once.views.packed.read import packed
 from teach_once.views.packed.write import pack_pixels
@@ -45,7 +45,7 @@ def everything_in(source: ImageSource) -> tuple[Any, ...]:
     found.append(source.digest_of(np.arange(len(source.train))))
     for split in (source.train, source.test):
         images, checksums = split.loaded
-        found += [split.labels.tolist(), images.tolist(), checksums.tolist()]
+        found += [split.label_values.tolist(), images.tolist(), checksums.tolist()]
         found.append(split.read_digests(np.arange(len(split))).tolist())
     return tuple(found)
 
@@ -93,6 +93,68 @@ def other_shape(header: dict[str, Any]) -> None:
         for name in {"images", "bytes"} & set(arrays):
             shape = arrays[name]["shape"]
             arrays[name]["shape"] = [*shape[:-1], shape[-1] - 1]
+
+
+@pytest.fixture(scope="module", params=["pixels", "encoded"])
+def unlabeled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unlabeled")
+    source = unlabeled_images(write_image_folder(folder / "data"))
+    KINDS[request.param](source, folder / "data.h5")
+    return folder / "data.h5"
+
+
+def without_the_key(header: dict[str, Any]) -> None:
+    del header["class_names"]
+
+
+def with_classes(header: dict[str, Any]) -> None:
+    header["class_names"] = ["cat", "dog"]
+
+
+def with_labels(header: dict[str, Any]) -> None:
+    for arrays in header["splits"].values():
+        arrays["labels"] = {**arrays["crc32c"], "dtype": "<i8"}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (without_the_key, "header, class_names"),
+        (with_classes, "expected labels, crc32c"),
+        (with_labels, "header, splits.train: expected crc32c"),
+    ],
+)
+def test_packed_images_without_labels_get_none_from_a_forged_header(
+    change: Callable[[dict[str, Any]], None], told: str, unlabeled: Path, tmp_path: Path
+) -> None:
+    assert b'"class_names":null' in unlabeled.read_bytes()
+    assert packed(unlabeled).train.labels is None
+    forged = with_header(unlabeled, tmp_path / "data.h5", change)
+    assert told in refusal(lambda: packed(forged))
+
+
+def test_labels_are_not_dropped_by_a_forged_header(original: Path, tmp_path: Path) -> None:
+    def without_classes(header: dict[str, Any]) -> None:
+        header["class_names"] = None
+        for arrays in header["splits"].values():
+            del arrays["labels"]
+
+    forged = with_header(original, tmp_path / "data.h5", without_classes)
+    assert "its HDF5 structure does not match its header" in refusal(lambda: packed(forged))
+
+
+def test_a_flipped_bit_of_packed_images_without_labels_is_noticed_or_harmless(
+    unlabeled: Path, tmp_path: Path
+) -> None:
+    content, target = unlabeled.read_bytes(), tmp_path / "data.h5"
+    sound, noticed = everything_in(packed(unlabeled)), 0
+    for bit in bits_to_flip(content, 20):
+        target.write_bytes(flipped(content, bit))
+        try:
+            assert everything_in(packed(target)) == sound, bit
+        except DatasetError:
+            noticed += 1
+    assert noticed >= 15
 
 
 def exchanged_splits(header: dict[str, Any]) -> None:

@@ -198,7 +198,7 @@ def test_damaged_shards_without_labels_are_refused(
     assert cli(["pack", str(config)]) == 2
     error = capsys.readouterr().err
     assert re.search(told, error), error
-    assert not list(tmp_path.glob("packed*"))
+    assert not (tmp_path / "packed.json").exists()  # complete shards may remain
 
 
 @pytest.mark.parametrize("dataset_type", FORMATS)

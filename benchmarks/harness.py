@@ -127,23 +127,27 @@ def interleaved(rows: Mapping[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def timed(run: Callable[[], object], device: torch.device = CPU) -> Callable[[], float]:
-    """Turn `run` into a row that returns its seconds, on a GPU until the GPU is done."""
+def timed(
+    run: Callable[[], object], device: torch.device = CPU, barrier: Callable[[], object] = dict
+) -> Callable[[], float]:
+    """Turn `run` into a row that returns its seconds, on a GPU until the GPU is done.
+
+    barrier: called before and after, to wait for other processes.
+    """
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        barrier()
 
     def call() -> float:
-        synchronize(device)
+        wait()
         started = time.perf_counter()
         run()
-        synchronize(device)
+        wait()
         return time.perf_counter() - started
 
     return call
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has finished its work; a CPU always has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def drain(*opens: Callable[[], Iterable[object]]) -> Callable[[], None]:

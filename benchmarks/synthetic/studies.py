@@ -69,35 +69,22 @@ def shapes_for(device: torch.device, named: str) -> dict[str, Shape]:
     return {name: replace(SHAPES[name], num_train=32 * SHAPES[name].num_train) for name in names}
 
 
-@dataclass(frozen=True)
 class StudyFiles:
     """The paths of a study; the teacher's cache and the runs are in the same folder."""
 
-    folder: Path
-
-    @property
-    def teacher(self) -> str:
-        return str(self.folder / "bench-teacher.yaml")
-
-    @property
-    def student(self) -> str:
-        return str(self.folder / "bench-student.yaml")
-
-    @property
-    def caches(self) -> Path:
-        return self.folder / "caches"
-
-    @property
-    def make_variables(self) -> list[str]:
-        return [f"STUDENT={self.student}", f"CACHES={self.caches}", f"RUNS={self.folder}/runs"]
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.caches, self.runs = folder, folder / "caches", folder / "runs"
+        self.teacher = str(folder / "bench-teacher.yaml")
+        self.student = str(folder / "bench-student.yaml")
+        paths = {"STUDENT": self.student, "CACHES": self.caches, "RUNS": self.runs}
+        self.make_variables = [f"{name}={path}" for name, path in paths.items()]
 
     def setup(self, *overrides: str) -> Setup:
         return prepare(self.teacher, list(overrides), self.caches)
 
     def study(self) -> Study:
         student, teacher = load_student(self.student), load_teacher(self.teacher)
-        runs = self.folder / "runs"
-        return open_study(student, teacher, caches_dir=self.caches, runs_dir=runs)
+        return open_study(student, teacher, caches_dir=self.caches, runs_dir=self.runs)
 
 
 def write_study(

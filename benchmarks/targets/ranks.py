@@ -26,10 +26,11 @@ from benchmarks.harness import (
     Findings,
     Timing,
     Verdict,
+    drain,
     interleaved,
     markdown,
-    synchronize,
     table_of,
+    timed,
 )
 from benchmarks.synthetic.caches import fill_with_noise
 from benchmarks.synthetic.studies import (
@@ -100,7 +101,7 @@ def measure(
         f", {ranks} processes on {where}, load average before it {load:.1f}: {METHOD}, batches of "
         f"the shapes' configs, split into {ranks} slices. Medians of rounds of {steps} steps that "
         f"take turns, until the last process is done, {ROUNDS}.\n\n"
-        f"{table_of('a step', ROWS, found, Timing.format_ms)}\n"
+        f"{table_of('a step', ROWS, found, lambda t: t.format_ms(calls=steps))}\n"
         f"A view of {slab / 1e6:,.0f} MB of logits, of which two are kept; memory "
         f"without a file, shared pages divided among the processes that share them.\n\n"
         f"{markdown(header, memory_rows)}"
@@ -131,7 +132,7 @@ def measured_by(
 def step_seconds(
     folder: Path, device: torch.device, ranks: Ranks, rounds: int, num_steps: int
 ) -> Found:
-    """Time a step by row and round, until the last rank has finished it."""
+    """Time `num_steps` steps by row and round, until the last rank has finished them."""
     study = StudyFiles(folder).study()
     whole = study.config.training
 
@@ -142,20 +143,8 @@ def step_seconds(
         run = replace(study, config=replace(study.config, training=training)).run(METHOD, 0)
         return endless_steps(open_context(run, device, ranks=who))
 
-    def rendezvous() -> None:
-        synchronize(device)
-        ranks.barrier()
-
     def row(steps: Iterator[None], count: int = num_steps) -> Callable[[], float]:
-        def timed() -> float:
-            rendezvous()
-            started = time.perf_counter()
-            for _ in range(count):
-                next(steps)
-            rendezvous()
-            return (time.perf_counter() - started) / num_steps
-
-        return timed
+        return timed(drain(lambda: itertools.islice(steps, count)), device, ranks.barrier)
 
     own = steps(whole.batch_size // ranks.world, ALONE)
     rows = {

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -61,11 +61,12 @@ Sizes = tuple[StudyFiles, StudyFiles]  # small, large
 
 
 class SizesRow(NamedTuple):
-    """A row of the table, of both sizes, and its verdict."""
+    """A row of the table: the values of both sizes, their format, and a verdict."""
 
     what: str
-    cells: list[str]
+    values: Sequence[float | str]
     verdict: Verdict
+    form: str = "{}"
 
 
 def measure(
@@ -97,7 +98,7 @@ def measure(
         lines += [*opening(sizes), *scheduling(), *memory(sizes, seconds)]
         # Removing the files takes minutes and may be interrupted: the report is written before.
         remove_files = stack.pop_all().close
-    rows = [[line.what, *line.cells] for line in lines]
+    rows = [[line.what, *map(line.form.format, line.values)] for line in lines]
     table = markdown(["what", f"{small:,} samples", f"{samples:,} samples"], rows)
     text = (
         f": hard links to {len(contents)} made-up photographs of 500x375 in {CLASSES:,} classes; "
@@ -126,21 +127,18 @@ def first_steps(sizes: Sizes) -> Iterator[SizesRow]:
         forget_listings(size.caches)
         first.append(seconds_to_first_step(size.folder, make, 0))
         again.append(seconds_to_first_step(size.folder, make, 1))
-    yield SizesRow(
-        "`make train-student` to the first step, s: listed for the first time",
-        [f"{each:.1f}" for each in first],
-        Verdict("first step, listed for the first time (s)", first[1], at_most=60),
-    )
+    what = "`make train-student` to the first step, s: listed for the first time"
+    verdict = Verdict("first step, listed for the first time (s)", first[1], at_most=60)
+    yield SizesRow(what, first, verdict, "{:.1f}")
     verdict = Verdict("first step, listed before (s)", again[1], at_most=15)
-    yield SizesRow("the same, listed before", [f"{each:.1f}" for each in again], verdict)
+    yield SizesRow("the same, listed before", again, verdict, "{:.1f}")
 
 
 def epochs(sizes: Sizes) -> Iterator[SizesRow]:
     """Take the median start of epochs 2 to 4; the first epoch also starts the workers."""
     starts = [statistics.median(seconds_to_start_epochs(size)[1:]) for size in sizes]
     verdict = Verdict("start of an epoch: large - small (s)", starts[1] - starts[0], at_most=1)
-    cells = [f"{each:.2f}" for each in starts]
-    yield SizesRow("start of an epoch, to its first step, s", cells, verdict)
+    yield SizesRow("start of an epoch, to its first step, s", starts, verdict, "{:.2f}")
 
 
 def seconds_to_start_epochs(size: StudyFiles) -> list[float]:
@@ -192,8 +190,7 @@ def opening(sizes: Sizes) -> Iterator[SizesRow]:
     opens = {str(n): partial(TeacherCache.open, setup.path) for n, setup in enumerate(setups)}
     seconds = [timing.median for timing in interleaved(opens, rounds=3).values()]
     what = f"opening a cache of {setups[0].config.views.num_views} views"
-    cells = [f"{each:.2f}" for each in seconds]
-    yield SizesRow(f"{what}, s", cells, Verdict(f"{what} (s)", seconds[1]))
+    yield SizesRow(f"{what}, s", seconds, Verdict(f"{what} (s)", seconds[1]), "{:.2f}")
 
 
 def scheduling() -> Iterator[SizesRow]:
@@ -204,7 +201,7 @@ def scheduling() -> Iterator[SizesRow]:
     few, many = (min(seconds_per_block(count) for _ in range(3)) for count in BLOCKS)
     what = f"scheduling {BLOCKS[0]:,} and {BLOCKS[1]:,} blocks, µs each"
     verdict = Verdict("scheduling a block: many ÷ few", many / few, at_most=3)
-    yield SizesRow(what, [f"{1e6 * few:.2f}", f"{1e6 * many:.2f}"], verdict)
+    yield SizesRow(what, [1e6 * few, 1e6 * many], verdict, "{:.2f}")
 
 
 def seconds_per_block(num_blocks: int) -> float:
@@ -244,7 +241,7 @@ def memory_of_pass(size: StudyFiles, seconds: float) -> tuple[float, float]:
 def memory_of_training(size: StudyFiles, seconds: float) -> tuple[float, float]:
     """Return bytes planned and used."""
     words = [size.student, "--method", "cd", "--caches", str(size.caches)]
-    words += ["--runs", f"{size.folder}/runs", "--device", "cpu"]
+    words += ["--runs", str(size.runs), "--device", "cpu"]
     command = [*_PYTHON, "train", "student", *words, "--seed", "2"]
     _, taken = run_until(command, size.folder, "runs/*/*-seed2-*/metrics.jsonl", seconds)
     return planned_bytes(["train", "plan", *words]), taken

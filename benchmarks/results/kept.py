@@ -125,8 +125,8 @@ def keep(
 
     They replace a part with the same label and one of their methods.
 
-    names: as in `report.runs.results_in`. jobs, label: as in `Part`. cache: that the runs read, for
-    the bytes of a record. Raises CacheError, ReportError, ResultsError.
+    names: as in `report.runs.results_in`. jobs, label: as in `Part`. cache: the cache that the
+    runs read, for `record_bytes`. Raises CacheError, ReportError, ResultsError.
     """
     found = results_in(runs, names)
     if found.left_out:

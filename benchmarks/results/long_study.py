@@ -25,8 +25,9 @@ STUDY = Path(__file__).with_name("study.yaml")
 class Group:
     """Runs that are kept under one label.
 
-    runs: a pattern of their folders. commands: that train them. cache: the name of the cache whose
-    record size is kept; None if the teacher runs in the loop. suffix: of the kept file.
+    runs: a pattern that matches their folders. commands: the commands that train them. cache: the
+    name of the cache whose record size is kept; None if the teacher runs in the loop. suffix: added
+    to the name of the kept file.
     """
 
     label: str
@@ -54,7 +55,9 @@ class LongStudy:
             commands = [self._run(command) for command in group.commands]
             runs = sorted(Path().glob(self._expand(group.runs)))
             if not runs:
-                raise ResultsError(f"{group.label}: the commands have trained no {group.runs}")
+                raise ResultsError(
+                    f"{group.label}: the commands trained no run that matches {group.runs}"
+                )
             file = keep(
                 self._values["student"] + group.suffix,
                 runs[0].parent,

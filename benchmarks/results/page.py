@@ -1,6 +1,6 @@
 """The results pages: every marked table and picture, computed from docs/results/STUDY.json.
 
-A table stands between the marks
+A table is between the marks
 
     <!-- table: STUDY errors -->  ...  <!-- end -->
 
@@ -8,8 +8,8 @@ and a picture is drawn for
 
     <!-- picture: STUDY curves ../images/FILE.svg -->
 
-Of a study's methods, those to be shown may follow after a colon, in this order; names with spaces
-in quotes: <!-- table: STUDY paired: cd "cd, 4 views" -->.
+The methods to show may follow after a colon, in their order; names that contain spaces are quoted:
+<!-- table: STUDY paired: cd "cd, 4 views" -->.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TypeVar
 from benchmarks.results.kept import KEPT, MethodRuns, ResultsError, load_kept
 from benchmarks.results.pictures import PICTURES
 from benchmarks.results.tables import TABLES
+from teach_once.report.charts import as_svg
 from teach_once.report.table import in_markdown
 from teach_once.runtime.safe.files import write_atomically
 
@@ -50,13 +51,18 @@ def page_with_tables(text: str, folder: Path = KEPT) -> str:
 
 def pictures_of(text: str, folder: Path = KEPT) -> dict[str, bytes]:
     """Draw every marked picture of the page: {file name: SVG}. Raises ResultsError."""
-    return {mark["file"]: _computed(PICTURES, mark, folder) for mark in _PICTURE.finditer(text)}
+    pictures = {}
+    for mark in _PICTURE.finditer(text):
+        if (figure := _computed(PICTURES, mark, folder)) is None:
+            raise ResultsError(f"{mark[0]}: no two methods have three seeds in common")
+        pictures[mark["file"]] = as_svg(figure)
+    return pictures
 
 
 def _computed(
     known: Mapping[str, Callable[[Sequence[MethodRuns]], _Made]], mark: re.Match[str], folder: Path
 ) -> _Made:
-    """Compute what is marked, from the methods that the mark names, or from all of the study."""
+    """Compute the table or picture of a mark, from its methods or from all of the study."""
     opening = mark[0].partition("\n")[0]
     if mark["kind"] not in known:
         what = opening.split()[1].rstrip(":")

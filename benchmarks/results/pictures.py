@@ -1,7 +1,7 @@
-"""The pictures of the results page as SVG, drawn from the runs that the tables show.
+"""The pictures of the results page, from the runs of its tables.
 
-`errors`: a row per method. `curves`: the error of each tested epoch. `differences`: to kd.
-`stored`: a row per method, with the bytes of an image in the cache.
+`errors`: a row per method. `curves`: the error of each tested epoch. `differences`: the
+differences to kd. `stored`: a row per method, with the bytes of an image in the cache.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from benchmarks.results.tables import Methods, results_of, teacher_of
 from teach_once.report.charts import (
     Dot,
-    as_svg,
     differences_to,
     dot_chart,
     errors_by_method,
@@ -41,21 +40,9 @@ def _stored(methods: Methods) -> Figure:
     return dot_chart(dots, TOP1_ERROR.on_test(", last epoch"), {})
 
 
-_FIGURES: Mapping[str, Callable[[Methods], Figure | None]] = {
+PICTURES: Mapping[str, Callable[[Methods], Figure | None]] = {
     "errors": _errors,
     "curves": lambda methods: learning_curves(curves_of(results_of(methods), epochs_of)),
     "differences": lambda methods: differences_to(rows_of(results_of(methods)), "kd"),
     "stored": _stored,
 }
-
-
-def _as_svg(draw: Callable[[Methods], Figure | None]) -> Callable[[Methods], bytes]:
-    def svg(methods: Methods) -> bytes:
-        figure = draw(methods)
-        assert figure is not None, "no two methods share three seeds"
-        return as_svg(figure)
-
-    return svg
-
-
-PICTURES = {kind: _as_svg(draw) for kind, draw in _FIGURES.items()}

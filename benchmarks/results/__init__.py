@@ -1,1 +1,1 @@
-"""The results page: the runs behind it, their figures, and the tables and pictures of them."""
+"""The results page: its runs, their metrics, tables and pictures."""

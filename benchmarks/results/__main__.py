@@ -1,10 +1,9 @@
 """python -m benchmarks.results train [PART ...] [--study FILE] [--jobs 2]
-python -m benchmarks.results keep STUDY RUNS_FOLDER [RUN ...] --command "make ablation ..."
 python -m benchmarks.results write
 python -m benchmarks.results half-size FOLDER DEST
 
-The results page rests on docs/results/STUDY.json: the results of finished runs, and the commands
-that trained them.
+The results page is computed from docs/results/STUDY.json: the results of finished runs, and the
+commands that trained them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from benchmarks.results import kept, page
+from benchmarks.results import page
 from benchmarks.results.long_study import STUDY, LongStudy
 from teach_once.runtime.command.frame import new_app, run_command
 from teach_once.runtime.command.options import Device
@@ -30,7 +29,7 @@ _ENDINGS = (".jpg", ".jpeg", ".png")
 def train(
     parts: Annotated[list[str] | None, typer.Argument(help="default: all of the study")] = None,
     study: Annotated[Path, typer.Option(help="lists caches, parts and runs")] = STUDY,
-    jobs: Annotated[int, typer.Option(help="runs side by side")] = 2,
+    jobs: Annotated[int, typer.Option(help="number of runs trained in parallel")] = 2,
     device: Device = "auto",
 ) -> None:
     """Train the runs behind the results page, and keep them; see `results.long_study`."""
@@ -40,22 +39,6 @@ def train(
         raise UserError(f"unknown part {', '.join(unknown)}", fix=f"one of {', '.join(known)}")
     for part in parts or known:
         long_study.train(part)
-
-
-@app.command()
-def keep(
-    study: str,
-    folder: Path,
-    command: Annotated[str, typer.Option(help="that trained them")],
-    runs: Annotated[list[str] | None, typer.Argument()] = None,
-    jobs: Annotated[int, typer.Option(help="how many were trained side by side")] = 1,
-    label: Annotated[str, typer.Option(help="of a run on the page: '{method}, 4 views'")] = (
-        "{method}"
-    ),
-    cache: Annotated[Path | None, typer.Option(help="that they read")] = None,
-) -> None:
-    """Put finished runs into docs/results/STUDY.json."""
-    print(kept.keep(study, folder, runs or [], command, jobs=jobs, label=label, cache=cache))
 
 
 @app.command()
@@ -74,7 +57,7 @@ def half_size(folder: Path, dest: Path) -> None:
     """
     images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
     if not images:
-        raise UserError(f"{folder} holds no images")
+        raise UserError(f"{folder} contains no images")
     for path in images:
         half = (dest / path.relative_to(folder)).with_suffix(".png")
         if not half.exists():

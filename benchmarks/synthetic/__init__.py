@@ -1,1 +1,1 @@
-"""What is measured on: studies, photographs and a store that are made up."""
+"""Inputs of the benchmarks: made-up studies, caches and photographs, and an object store."""

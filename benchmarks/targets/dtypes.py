@@ -34,14 +34,6 @@ _EXACT = (
     "taps={logits: float32, channel_means: float32}",
     *("views.count=2", "views.evaluation=null"),
 )
-# A metric of `errors` -> its column.
-_ERRORS = {
-    "largest_error_of_means": "largest rel. error of means",
-    "mean_error_of_means": "mean rel. error of means",
-    "kl_of_logits": "KL of logits (nats)",
-    "change_of_cd": "rel. change of CD loss",
-    "change_of_gkd": "rel. change of GKD loss",
-}
 
 
 def measure(
@@ -49,7 +41,7 @@ def measure(
     overrides: Overrides = None,
     device: str = "auto",
 ) -> Findings:
-    content, rows = list[dict[str, str | float]](), []
+    found = dict[str, dict[str, float]]()
     with tempfile.TemporaryDirectory() as folder:
         setup = prepare(teacher, [*(overrides or []), *_EXACT], Path(folder))
         caches = {"float32": make_cache(setup, PassOptions(pick_device(device)))}
@@ -58,17 +50,19 @@ def measure(
             dest = Path(folder, dtype)
             caches[dtype] = convert_cache(setup.path, dest, logits=dtype, channel_means=dtype)
         for dtype, cache in caches.items():
-            num_bytes = cache.manifest.record_bytes
             metrics = errors(exact, read_records(cache, 0), student)
-            content.append({"dtype": dtype, "bytes_per_record": num_bytes, **metrics})
-            rows.append([dtype, str(num_bytes), *(f"{metrics[each]:.1e}" for each in _ERRORS)])
+            found[dtype] = {"bytes per record": cache.manifest.record_bytes, **metrics}
     name = setup.config.name
-    table = markdown(["stored as", "bytes per record", *_ERRORS.values()], rows)
+    rows = [
+        [dtype, f"{size}", *(f"{each:.1e}" for each in metrics)]
+        for dtype, (size, *metrics) in ((key, row.values()) for key, row in found.items())
+    ]
+    table = markdown(["stored as", *found["float32"]], rows)
     text = (
         f": {len(setup.dataset.train):,} records of {name}. Errors of a channel mean are "
         f"relative to the average size of that channel.\n\n{table}"
     )
-    return Findings(text, content={"dtypes": content}, title=f"{TITLE}: {name}")
+    return Findings(text, content=found, title=f"{TITLE}: {name}")
 
 
 def read_records(cache: TeacherCache, view: int) -> Records:
@@ -78,7 +72,7 @@ def read_records(cache: TeacherCache, view: int) -> Records:
 
 
 def errors(exact: Records, stored: Records, student: Records) -> dict[str, float]:
-    """Compute the metrics of `_ERRORS`."""
+    """Compute the errors of stored records: column of the table -> value."""
     stages = in_order(exact, "stage")
     relative = [
         np.abs(stored[s] - exact[s]) / np.abs(exact[s]).mean(axis=0).clip(1e-6) for s in stages
@@ -96,9 +90,9 @@ def errors(exact: Records, stored: Records, student: Records) -> dict[str, float
     pairs = zip(losses(read), losses(full), strict=True)
     change_of_cd, change_of_gkd = (abs(loss / reference - 1) for loss, reference in pairs)
     return {
-        "largest_error_of_means": max(float(each.max()) for each in relative),
-        "mean_error_of_means": float(np.mean([each.mean() for each in relative])),
-        "kl_of_logits": kd(read["logits"], full["logits"], temperature=1.0).item(),
-        "change_of_cd": change_of_cd,
-        "change_of_gkd": change_of_gkd,
+        "largest rel. error of means": max(float(each.max()) for each in relative),
+        "mean rel. error of means": float(np.mean([each.mean() for each in relative])),
+        "KL of logits (nats)": kd(read["logits"], full["logits"], temperature=1.0).item(),
+        "rel. change of CD loss": change_of_cd,
+        "rel. change of GKD loss": change_of_gkd,
     }

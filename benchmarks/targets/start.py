@@ -15,7 +15,9 @@ import time
 from pathlib import Path
 
 from benchmarks.harness import Findings, Verdict
-from benchmarks.synthetic.studies import Shape, write_shape
+from benchmarks.synthetic.studies import Shape, make_cache, write_shape
+from teach_once.precompute.compute.teacher_pass import PassOptions
+from teach_once.runtime.machine.devices import pick_device
 
 TITLE = "The start"
 ROOT = Path(__file__).parents[2]
@@ -25,7 +27,10 @@ _IMPORTS = "import teach_once.commands, teach_once.train.sessions.student"
 
 def measure(device: str = "auto", images: int = 50_000, rounds: int = 5) -> Findings:
     with tempfile.TemporaryDirectory() as name:
-        make = [*prepare(Path(name), images), f"DEVICE={device}"]
+        shape = Shape("cifar10-resnet20", images, num_test=1000)
+        files = write_shape(shape, Path(name), ["training.batch_size=128"])
+        make_cache(files.setup(), PassOptions(pick_device(device)))
+        make = [*files.make_variables, "METHOD=cd+gkd", f"DEVICE={device}"]
         starts, imports = [], []
         for seed in range(rounds):
             starts.append(seconds_to_first_step(Path(name), make, seed))
@@ -37,16 +42,6 @@ def measure(device: str = "auto", images: int = 50_000, rounds: int = 5) -> Find
     to_step = "`make train-student` to the first step, without imports (s)"
     verdicts = [Verdict(to_step, start - imported, at_most=5), Verdict("its imports (s)", imported)]
     return Findings(f"{text}{min(starts):.1f} to {max(starts):.1f} s.", verdicts)
-
-
-def prepare(folder: Path, num_images: int) -> list[str]:
-    """Write a study into `folder` and make its cache; return the arguments for make."""
-    shape = Shape("cifar10-resnet20", num_images, num_test=1000)
-    files = write_shape(shape, folder, ["training.batch_size=128"])
-    make = ["make", "--silent", "cache-teacher", f"TEACHER={files.teacher}"]
-    make.append(f"CACHES={files.caches}")
-    subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return [*files.make_variables, "METHOD=cd+gkd"]
 
 
 def seconds_to_first_step(folder: Path, arguments: list[str], seed: int) -> float:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.results.__main__ import cli
 from benchmarks.results.kept import KEPT, ResultsError, keep, load_kept
 from benchmarks.results.page import PAGE, PAGES, page_with_tables, pictures_of, write
-from teach_once.report.runs import Point, Result, results_in
+from teach_once.report.runs import Point, ReportError, Result, results_in
 from tests.support.project import ROOT
 from tests.support.training.finished_run import Trained, train_both
 from tests.support.training.written_run import errors
@@ -301,8 +300,7 @@ def test_runs_are_kept_and_come_back(trained: Trained, tmp_path: Path) -> None:
     assert dataclasses.asdict(result)["curve"]
 
 
-def test_the_command_says_what_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cli(["keep", "x", str(tmp_path), "--command", "make"]) == 2
-    assert "no finished run" in capsys.readouterr().err
+def test_keep_without_a_finished_run_raises_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ReportError, match="no finished run"):
+        keep("x", tmp_path / "runs", [], "make", folder=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()

@@ -9,22 +9,32 @@ and a picture is drawn for
     <!-- picture: STUDY curves ../images/FILE.svg -->
 
 The methods to show may follow after a colon, in their order; names that contain spaces are quoted:
-<!-- table: STUDY paired: cd "cd, 4 views" -->.
+<!-- table: STUDY paired: cd "cd, 4 views" -->. `TABLES` and `PICTURES` contain the kinds.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.results.kept import KEPT, MethodRuns, ResultsError, load_kept
-from benchmarks.results.pictures import PICTURES
-from benchmarks.results.tables import TABLES
-from teach_once.report.charts import as_svg
-from teach_once.report.table import in_markdown
+from matplotlib.figure import Figure
+
+from benchmarks.results.kept import KEPT, ResultsError, load_kept
+from benchmarks.results.tables import TABLES, Methods, results_of, teacher_of
+from teach_once.report.charts import (
+    Dot,
+    as_svg,
+    differences_to,
+    dot_chart,
+    errors_by_method,
+    learning_curves,
+)
+from teach_once.report.learning_curves import curves_of, epochs_of
+from teach_once.report.table import in_markdown, rows_of
+from teach_once.runtime.metrics import TOP1_ERROR
 from teach_once.runtime.safe.files import write_atomically
 
 PAGE = Path("docs/development/results.md")
@@ -37,6 +47,33 @@ _PICTURE = re.compile(
     rf"<!-- picture: (?P<study>[\w.+-]+) (?P<kind>\w+) (?P<file>[\w./+-]+\.svg){_METHODS} -->"
 )
 _Made = TypeVar("_Made")
+
+
+def _errors(methods: Methods) -> Figure:
+    """Draw a row per method."""
+    results = results_of(methods)
+    return errors_by_method(rows_of(results), results, teacher_of(methods))
+
+
+def _stored(methods: Methods) -> Figure:
+    """Draw a row per method, with the bytes of an image in the cache."""
+    dots = [
+        Dot(
+            f"{each.label.partition(', ')[2] or each.label} · {each.bytes_per_image or 0:,} B",
+            each.error.mean,
+            runs=[result.last[TOP1_ERROR.name] for result in each.results],
+        )
+        for each in methods
+    ]
+    return dot_chart(dots, TOP1_ERROR.on_test(", last epoch"), {})
+
+
+PICTURES: Mapping[str, Callable[[Methods], Figure | None]] = {
+    "errors": _errors,
+    "curves": lambda methods: learning_curves(curves_of(results_of(methods), epochs_of)),
+    "differences": lambda methods: differences_to(rows_of(results_of(methods)), "kd"),
+    "stored": _stored,
+}
 
 
 def page_with_tables(text: str, folder: Path = KEPT) -> str:
@@ -60,7 +97,7 @@ def pictures_of(text: str, folder: Path = KEPT) -> dict[str, bytes]:
 
 
 def _computed(
-    known: Mapping[str, Callable[[Sequence[MethodRuns]], _Made]], mark: re.Match[str], folder: Path
+    known: Mapping[str, Callable[[Methods], _Made]], mark: re.Match[str], folder: Path
 ) -> _Made:
     """Compute the table or picture of a mark, from its methods or from all of the study."""
     opening = mark[0].partition("\n")[0]

@@ -6,10 +6,10 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -47,10 +47,16 @@ from teach_once.store.format.spec import (
     whole_name,
     with_checksum,
 )
+from teach_once.store.identity import EVALUATION
 from teach_once.store.place.commit_log import encode_chunks
 from teach_once.store.place.folder import Folder
 from teach_once.store.place.folder_log import FolderLog
 from teach_once.store.place.index import write_index
+from teach_once.store.read.evaluation import (
+    evaluation_names,
+    evaluation_path,
+    open_evaluation,
+)
 from teach_once.store.read.hdf5 import (
     BLOCK_CRC,
     HDF5_ERRORS,
@@ -65,26 +71,43 @@ _SPARE_FILE_BYTES = 2**20  # for HDF5's own data
 _MAKE_ROOM_FOR_FILE = "make room, or export to another disk"
 
 
+class Content(NamedTuple):
+    """The content of one cache.
+
+    whole: the arrays that are stored in one piece. read_block: fills an array's rows of a block.
+    """
+
+    manifest: Manifest
+    whole: dict[str, NDArray[Any]]
+    read_block: Callable[[str, Block, NDArray[Any]], None]
+
+
 def write_hdf5(
-    file_path: Path,
-    manifest: Manifest,
-    whole: dict[str, NDArray[Any]],
-    read_block: Callable[[str, Block, NDArray[Any]], None],
+    file_path: Path, content: Content, evaluations: Mapping[str, Content] | None = None
 ) -> None:
     """Write the file so that it only appears under its name when it is complete.
 
-    whole: the arrays that are stored in one piece. read_block: fills an array's rows of a block.
-    Raises CacheFull, CacheNotWritable, or CacheError if the file cannot be written.
+    evaluations: the evaluation caches inside the cache, by name. Raises CacheFull,
+    CacheNotWritable, or CacheError if the file cannot be written.
     """
+    groups = {f"{EVALUATION}/{name}": each for name, each in (evaluations or {}).items()}
+    num_bytes = sum(_most_bytes(each.manifest) for each in (content, *groups.values()))
     with _refusals(file_path), written_aside(file_path) as aside:
-        _reserve(aside, _most_bytes(manifest))
+        _reserve(aside, num_bytes)
         with h5py.File(aside, "r+", libver="latest") as file:
-            file.attrs["format"] = FORMAT_NAME
-            file.create_dataset(MANIFEST_DATASET, data=np.bytes_(manifest_text(manifest)))
-            for name, values in whole.items():
-                file.create_dataset(name, data=values)
-            for array in manifest.arrays:
-                _write_array(file, manifest, array, read_block)
+            _write_content(file, content)
+            for name, each in groups.items():
+                _write_content(file.create_group(name), each)
+
+
+def _write_content(group: h5py.Group, content: Content) -> None:
+    manifest = content.manifest
+    group.attrs["format"] = FORMAT_NAME
+    group.create_dataset(MANIFEST_DATASET, data=np.bytes_(manifest_text(manifest)))
+    for name, values in content.whole.items():
+        group.create_dataset(name, data=values)
+    for array in manifest.arrays:
+        _write_array(group, manifest, array, content.read_block)
 
 
 def _reserve(path: Path, num_bytes: int) -> None:
@@ -132,7 +155,7 @@ def _refusals(path: Path) -> Iterator[None]:
 
 
 def _write_array(
-    file: h5py.File,
+    file: h5py.Group,
     manifest: Manifest,
     array: str,
     read_block: Callable[[str, Block, NDArray[Any]], None],
@@ -156,13 +179,25 @@ _SPARE_BYTES = 256 * 2**20
 def export_cache(cache: Path, file: Path) -> None:
     """Write the complete cache in folder `cache` to one HDF5 file and verify every checksum.
 
-    An existing file is replaced when the new one is complete. Raises CacheError.
+    Its evaluation caches are in the same file. An existing file is replaced when the new one is
+    complete. Raises CacheError.
     """
     opened = TeacherCache.open(cache)
+    evaluations = _evaluations(cache, opened)
     if not file.parent.is_dir():
         fix = shlex.join(["mkdir", "-p", str(file.parent)])
         raise CacheError(f"folder {file.parent} not found", fix=fix)
-    write_hdf5(file, opened.manifest, opened.whole, opened.source.read)
+    write_hdf5(file, _content(opened), {name: _content(each) for name, each in evaluations.items()})
+
+
+def _content(cache: TeacherCache) -> Content:
+    return Content(cache.manifest, cache.whole, cache.source.read)
+
+
+def _evaluations(path: Path, cache: TeacherCache) -> dict[str, TeacherCache]:
+    """Open the evaluation caches inside the cache at `path`, by name. Raises CacheError."""
+    names = evaluation_names(path)
+    return {name: open_evaluation(path, cache.identity, name) for name in names}
 
 
 def import_cache(file: Path, caches_dir: Path) -> Path:
@@ -174,25 +209,35 @@ def import_cache(file: Path, caches_dir: Path) -> Path:
     if file.is_dir():
         raise CacheMismatch(f"{file} is a folder: only an exported HDF5 file can be imported")
     opened = TeacherCache.open(file)
+    evaluations = _evaluations(file, opened)
     target = cache_path(caches_dir, opened.manifest.teacher, opened.manifest.identity)
     if os.path.lexists(target / MANIFEST):
         fix = f"remove it first: {shlex.join(['rm', '-r', str(target)])}"
         raise CacheError(f"{target} exists", fix=fix)
     with full_disk_as_error(target, _MAKE_ROOM), refusals_of(target):
         caches_dir.mkdir(parents=True, exist_ok=True)
-        _refuse_growth(file, opened.manifest, caches_dir)
+        manifests = [each.manifest for each in (opened, *evaluations.values())]
+        _refuse_growth(file, sum(map(folder_bytes, manifests)), caches_dir)
         make_folder_inside(caches_dir, target.name)  # refuses links
         with releasing(WriterLock(target, Job(), CacheBusy)):
-            _write_folder(target, opened)
+            if evaluations:
+                make_folder_inside(target, EVALUATION)
+            for name, each in evaluations.items():
+                make_folder_inside(target / EVALUATION, name)
+                _write_folder(evaluation_path(target, name), each)
+            _write_folder(target, opened)  # last: its manifest makes it a cache
     return target
 
 
 _MAKE_ROOM = "make room, then run the same command again"
 
 
-def _refuse_growth(file: Path, manifest: Manifest, caches_dir: Path) -> None:
-    """Raise CacheFull, or CacheDamaged if the file is far smaller than its folder would be."""
-    needed, held = folder_bytes(manifest), file.stat().st_size
+def _refuse_growth(file: Path, needed: int, caches_dir: Path) -> None:
+    """Raise CacheFull, or CacheDamaged if the file is far smaller than its folder would be.
+
+    needed: bytes of the folder.
+    """
+    held = file.stat().st_size
     if needed > _MOST_GROWTH * held + _SPARE_BYTES:
         raise CacheDamaged(
             f"{one_line(file)} has {format_size(held)} and would become {format_size(needed)}, "

@@ -16,6 +16,12 @@ from teach_once.store.errors import CacheError, CacheMismatch, Fault
 from teach_once.store.format.spec import MANIFEST
 from teach_once.store.identity import EVALUATION, NAME_PATTERN, PARENT, Identity, identity_sha256
 from teach_once.store.place.open import place_at
+from teach_once.store.read.hdf5 import (
+    hdf5_evaluations,
+    hdf5_group,
+    is_hdf5,
+    read_hdf5_manifest,
+)
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.zarr_source import manifest_at
 
@@ -38,10 +44,13 @@ def evaluation_name(identity: Identity, prefix: str = TEST) -> str:
 
 
 def evaluation_names(cache: Path) -> list[str]:
-    """Return the names of the evaluation caches inside a cache, a folder or a URL, in order."""
+    """Return the names of the evaluation caches inside a cache, in order.
+
+    cache: a folder, a URL or an exported file.
+    """
     place = place_at(cache)
-    if place.is_local and not cache.is_dir():
-        return []  # an exported file
+    if place.is_local and cache.is_file():
+        return list(filter(_is_name, hdf5_evaluations(cache))) if is_hdf5(cache) else []
     names = filter(_is_name, place.list_folders(EVALUATION))
     return sorted(name for name in names if place.has(f"{EVALUATION}/{name}/{MANIFEST}"))
 
@@ -66,9 +75,15 @@ def parent_faults(cache: Path, parent: Identity) -> list[Fault]:
     for name in evaluation_names(cache):
         path = evaluation_path(cache, name)
         with suppress(CacheError):
-            if manifest_at(place_at(path)).identity.get(PARENT) != identity_sha256(parent):
+            if _identity_at(path).get(PARENT) != identity_sha256(parent):
                 faults.append(Fault(_OTHER_PARENT, path))
     return faults
+
+
+def _identity_at(path: Path) -> Identity:
+    if (found := hdf5_group(path)) is not None:
+        return read_hdf5_manifest(*found).identity
+    return manifest_at(place_at(path)).identity
 
 
 def _is_name(name: str) -> bool:

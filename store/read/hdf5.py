@@ -7,6 +7,7 @@ changes it afterwards: only a folder can grow.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shlex
@@ -28,11 +29,14 @@ from teach_once.store.format.journal import Coverage
 from teach_once.store.format.manifest import MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from teach_once.store.format.spec import FORMAT_NAME, LABELS, Block, crc_hex, tap_of
 from teach_once.store.format.values import Check, Seen, checked_read, label_fault
+from teach_once.store.identity import EVALUATION
 from teach_once.store.place.chunks import map_file, read_pieces
+from teach_once.store.place.open import place_at
 from teach_once.store.place.parallel import in_threads
 from teach_once.store.place.place import Item, Result
 
 MANIFEST_DATASET = "manifest"
+_MOST_EVALUATIONS = 10_000
 BLOCK_CRC = "block_crc32c"
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # All exceptions of libhdf5's binding, also for malicious files.
@@ -76,16 +80,18 @@ def is_hdf5(path: Path) -> bool:
         return file.read(len(SIGNATURE)) == SIGNATURE
 
 
-def read_hdf5_manifest(path: Path) -> Manifest:
-    """Read the manifest of an HDF5 file.
+def read_hdf5_manifest(path: Path, group: str = "") -> Manifest:
+    """Read the manifest of an HDF5 file, or of an evaluation cache in it.
+
+    group: name of the evaluation cache's group, such as "evaluation/test-12345678".
 
     Raises CacheMissing if the file is not a cache, CacheDamaged, CacheMismatch.
     """
     try:
         with h5py.File(path, "r") as file:
-            if not _claims_to_be_a_cache(file):
+            if not _claims_to_be_a_cache(within := _group(file, group)):
                 raise CacheMissing(f"{one_line(path)} is an HDF5 file, but not a teacher cache")
-            text = _manifest_text(file, path)
+            text = _manifest_text(within, path)
     except HDF5_ERRORS as error:
         if isinstance(error, CacheError):
             raise
@@ -93,8 +99,49 @@ def read_hdf5_manifest(path: Path) -> Manifest:
     return parse_manifest(text, path, fix=copy_again(path))
 
 
-def _claims_to_be_a_cache(file: h5py.File) -> bool:
-    """Return True if the attribute `format` marks the file as a cache.
+def hdf5_evaluations(path: Path) -> list[str]:
+    """Return the names of the evaluation caches in an HDF5 file, in order; [] without any.
+
+    Raises CacheDamaged if the file cannot be read.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            if EVALUATION not in file:
+                return []
+            names = list(itertools.islice(_group(file, EVALUATION), _MOST_EVALUATIONS))
+    except HDF5_ERRORS as error:
+        raise unreadable(path, error) from None
+    return sorted(names)
+
+
+def hdf5_group(path: Path) -> tuple[Path, str] | None:
+    """Split the path of an evaluation cache in an HDF5 file, FILE.h5/evaluation/NAME.
+
+    Returns the file and the name of the group; None for any other path.
+    """
+    if path.parent.name != EVALUATION or not place_at(path).is_local:
+        return None
+    file = path.parent.parent
+    if not file.is_file() or not is_hdf5(file):
+        return None
+    return file, f"{EVALUATION}/{path.name}"
+
+
+def _group(file: h5py.File, group: str) -> h5py.Group:
+    """Open a group of the file; "": its root. Raises ValueError if a part of it is a link."""
+    found = file
+    for part in filter(None, group.split("/")):
+        if found.id.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+            raise ValueError(f"{part} is a link to something else, expected a group")
+        child = h5py.h5o.open(found.id, part.encode())
+        if not isinstance(child, h5py.h5g.GroupID):
+            raise ValueError(f"{part} is not a group")
+        found = h5py.Group(child)
+    return found
+
+
+def _claims_to_be_a_cache(file: h5py.Group) -> bool:
+    """Return True if the attribute `format` marks the file or group as a cache.
 
     A string of variable length is not read. It is in a heap without a checksum, where a single
     flipped bit may make libhdf5 loop endlessly. The manifest contains the same value.
@@ -114,7 +161,7 @@ def _claims_to_be_a_cache(file: h5py.File) -> bool:
     return bool(value[()] == FORMAT_NAME.encode())
 
 
-def _manifest_text(file: h5py.File, path: Path) -> bytes:
+def _manifest_text(file: h5py.Group, path: Path) -> bytes:
     dataset = _dataset(file, MANIFEST_DATASET)
     kind = dataset.get_type()
     if not isinstance(kind, h5py.h5t.TypeStringID) or kind.is_variable_str():
@@ -129,12 +176,15 @@ def _manifest_text(file: h5py.File, path: Path) -> bytes:
         return raw.read(extent.num_bytes).rstrip(b"\0")
 
 
-def read_layout(path: Path, manifest: Manifest, arrays: Iterable[str]) -> Hdf5Layout:
+def read_layout(
+    path: Path, manifest: Manifest, arrays: Iterable[str], group: str = ""
+) -> Hdf5Layout:
     """Find the datasets of these arrays and of the arrays in one piece. Raises CacheDamaged."""
     layout = Hdf5Layout()
     whole = manifest.whole
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r") as opened:
+            file = _group(opened, group)
             for name in (*arrays, *whole):
                 try:
                     layout.extents[name] = _extent(file, path, name, *_planned(manifest, name))
@@ -175,7 +225,7 @@ def first_row(manifest: Manifest, array: str, block: Block) -> int:
     return block.view * manifest.num_samples + block.start
 
 
-def _dataset(file: h5py.File, name: str) -> h5py.h5d.DatasetID:
+def _dataset(file: h5py.Group, name: str) -> h5py.h5d.DatasetID:
     """Open the dataset of that name. Raises KeyError, or ValueError if it is not a plain one."""
     if file.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
         raise ValueError(f"{name} is a link to something else, expected a dataset")
@@ -190,7 +240,7 @@ def _dataset(file: h5py.File, name: str) -> h5py.h5d.DatasetID:
     return found
 
 
-def _extent(file: h5py.File, path: Path, name: str, shape: tuple[int, ...], dtype: str) -> Extent:
+def _extent(file: h5py.Group, path: Path, name: str, shape: tuple[int, ...], dtype: str) -> Extent:
     dataset = _dataset(file, name)
     little = h5py.h5t.py_create(np.dtype(dtype).newbyteorder("<"))
     if dataset.shape != shape or not dataset.get_type().equal(little):
@@ -209,7 +259,7 @@ def _offset(dataset: h5py.h5d.DatasetID, path: Path, num_bytes: int) -> int:
     return int(offset)
 
 
-def _checksums(file: h5py.File, path: Path, manifest: Manifest, name: str) -> NDArray[np.uint32]:
+def _checksums(file: h5py.Group, path: Path, manifest: Manifest, name: str) -> NDArray[np.uint32]:
     """Return the crc32c of each block's rows: (views, blocks) uint32."""
     shape = (manifest.num_views, manifest.blocks_per_view)
     dataset = h5py.h5o.open(file.id, name.encode())
@@ -261,19 +311,32 @@ def selection(manifest: Manifest, array: str, block: Block) -> Any:
 class Hdf5Source:
     """Reads the arrays of an exported cache, with the methods of `store.read.source.Source`.
 
-    Opens the file for each read, so `fork` is safe.
+    Opens the file for each read, so `fork` is safe. group: of an evaluation cache, whose
+    `path` is FILE.h5/evaluation/NAME; "": the whole cache.
     """
 
     path: Path
     manifest: Manifest
+    group: str = ""
     _seen: Seen = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> Hdf5Source:
-        """Open an exported file. Raises CacheMissing if it is not a cache, CacheDamaged,
-        CacheMismatch.
+        """Open an exported file, or an evaluation cache in it.
+
+        Raises CacheMissing if it is not a cache, CacheDamaged, CacheMismatch.
         """
-        return cls(path, read_hdf5_manifest(path))
+        if (found := hdf5_group(path)) is None:
+            return cls(path, read_hdf5_manifest(path))
+        file, group = found
+        if path.name not in hdf5_evaluations(file):
+            raise CacheMissing(f"{one_line(file)} has no evaluation cache {one_line(path.name)}")
+        return cls(path, read_hdf5_manifest(file, group), group)
+
+    @property
+    def file(self) -> Path:
+        """The HDF5 file."""
+        return self.path.parent.parent if self.group else self.path
 
     @property
     def unreadable_lines(self) -> list[str]:
@@ -288,7 +351,7 @@ class Hdf5Source:
 
     @cached_property
     def _layout(self) -> Hdf5Layout:
-        return read_layout(self.path, self.manifest, self.manifest.arrays)
+        return read_layout(self.file, self.manifest, self.manifest.arrays, self.group)
 
     def read(self, array: str, block: Block, out: NDArray[Any]) -> None:
         if (fault := self._fault_of(array, block, out)) is not None:
@@ -314,7 +377,7 @@ class Hdf5Source:
         start = extent.offset + first_row(self.manifest, array, block) * spec.bytes_per_row
         shape = (self.manifest.rows_in(spec, block), *spec.shape)
         try:
-            return map_file(self.path, extent.dtype, shape, start, follow=True)
+            return map_file(self.file, extent.dtype, shape, start, follow=True)
         except (OSError, BadFile) as error:
             if is_out_of_resources(error):
                 raise
@@ -334,7 +397,7 @@ class Hdf5Source:
     def metadata_faults(self, taps: Collection[str]) -> list[Fault]:
         others = set(self.manifest.taps) - set(taps)
         arrays = [name for name in self.manifest.arrays if tap_of(name) not in others]
-        wrong = read_layout(self.path, self.manifest, arrays).wrong
+        wrong = read_layout(self.file, self.manifest, arrays, self.group).wrong
         return [Fault(what, self.path, name) for name, what in wrong.items()]
 
     def faults(
@@ -392,7 +455,7 @@ class Hdf5Source:
         """Return the crc32c of these bytes and the fault of a value, or the error as text."""
         wanted = np.empty(0, np.uint8) if out is None else out.reshape(-1).view(np.uint8)
         try:
-            with open_regular(self.path, follow=True) as file:
+            with open_regular(self.file, follow=True) as file:
                 file.seek(offset)
                 return read_pieces(file, wanted, num_bytes, num_bytes, check)
         except (OSError, BadFile) as error:
@@ -405,4 +468,4 @@ class Hdf5Source:
 
     @property
     def fix(self) -> str:
-        return copy_again(self.path)
+        return copy_again(self.file)

@@ -19,7 +19,7 @@ from teach_once.store.format.spec import Block
 from teach_once.store.place.bucket import Bucket
 from teach_once.store.place.open import place_at
 from teach_once.store.place.place import Item, Place, Result
-from teach_once.store.read.hdf5 import Hdf5Source, is_hdf5
+from teach_once.store.read.hdf5 import Hdf5Source, hdf5_group, is_hdf5
 from teach_once.store.read.mirror import mirror_of
 from teach_once.store.read.steady import open_steadily
 from teach_once.store.read.zarr_source import open_bucket, open_folder, open_mirrored
@@ -114,11 +114,15 @@ def open_source(path: Path) -> Source:
 
 def changed_place(path: Path) -> Place:
     """Return the place at which other processes change the cache: a mirror's origin."""
+    if (found := hdf5_group(path)) is not None:
+        path, _ = found
     mirror = mirror_of(path.parent)
     return place_at(path if mirror is None else mirror.url / path.name)
 
 
 def _open(path: Path) -> Source:
+    if hdf5_group(path) is not None:
+        return Hdf5Source.open(path)
     if (mirror := mirror_of(path.parent)) is not None:
         return open_mirrored(path, mirror)
     place = place_at(path)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
 from teach_once.runtime.machine.urls import ObjectUrl, path_or_url
 from teach_once.store import CacheError, CacheMismatch, TeacherCache
 from teach_once.store.command import cli
+from teach_once.store.errors import CacheDamaged
 from teach_once.store.format.index import INDEX
 from teach_once.store.identity import evaluation_identity
 from teach_once.store.move.copy import copy_cache
-from teach_once.store.move.hdf5 import export_cache
+from teach_once.store.move.hdf5 import export_cache, import_cache
 from teach_once.store.move.trim import trim_cache
 from teach_once.store.place.folder import Folder
 from teach_once.store.place.index import read_index, remove_index
@@ -144,8 +147,83 @@ def test_evaluation_cache_is_exported_on_its_own(cache: Path, tmp_path: Path) ->
     opened = TeacherCache.open(tmp_path / "test.h5")
     assert opened.faults() == []
     assert opened.identity == INNER
-    export_cache(cache, tmp_path / "whole.h5")
-    assert evaluation_names(tmp_path / "whole.h5") == []
+    assert evaluation_names(tmp_path / "test.h5") == []
+
+
+def test_one_file_has_the_evaluation_caches_and_gives_the_folder_back(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "whole.h5"
+    export_cache(cache, file)
+    assert_whole(file)
+    assert cli(["check", str(file)]) == 0
+    assert f"{file}/evaluation/test is valid" in capsys.readouterr().out
+    assert cli(["info", str(file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["evaluations"] == ["test"]
+    back = import_cache(file, tmp_path / "back")
+    assert_whole(back)
+    for name in ("", "evaluation/test"):
+        arrays = sorted((cache / name / "teacher.zarr").rglob("c.*"))
+        assert arrays
+        for each in arrays:
+            assert (back / each.relative_to(cache)).read_bytes() == each.read_bytes()
+    assert INNER_INDEX in (read_index(Folder(back), TeacherCache.open(back).manifest) or {})
+
+
+def test_flipped_byte_of_an_evaluation_cache_in_one_file_is_named(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "whole.h5"
+    export_cache(cache, file)
+    with h5py.File(file) as opened:
+        offset = opened["evaluation/test/logits"].id.get_offset()
+    content = bytearray(file.read_bytes())
+    content[offset + 5] ^= 1
+    file.write_bytes(content)
+    assert cli(["check", str(file)]) == 1
+    told = capsys.readouterr().out
+    assert f"{file} is valid" in told
+    assert f"{file}/evaluation/test is invalid: 1 fault" in told
+    with pytest.raises(CacheDamaged, match="logits"):
+        open_evaluation(file, IDENTITY, "test").read_view(0)
+
+
+def test_evaluation_cache_of_another_parent_in_one_file_is_refused(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, other = tmp_path / "whole.h5", {**INNER, "parent_sha256": "0" * 64}
+    export_cache(finished(tmp_path / "alone" / cache.name), file)
+    with h5py.File(file, "r+") as opened:
+        inner = finished(tmp_path / "inner", 1, identity=other, num_views=1)
+        export_cache(inner, tmp_path / "inner.h5")
+        with h5py.File(tmp_path / "inner.h5") as theirs:
+            opened.create_group("evaluation")
+            theirs.copy(theirs["/"], opened["evaluation"], "test")
+    with pytest.raises(CacheMismatch, match="belongs to another cache"):
+        open_evaluation(file, IDENTITY, "test")
+    assert cli(["check", str(file)]) == 1
+    assert "belongs to another cache" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["soft", "external", "dataset", "no manifest", "missing"])
+def test_group_of_another_kind_in_one_file_is_an_error(
+    cache: Path, tmp_path: Path, kind: str
+) -> None:
+    file = tmp_path / "whole.h5"
+    export_cache(finished(tmp_path / "alone" / cache.name), file)
+    with h5py.File(file, "r+") as opened:
+        group = opened.create_group("evaluation")
+        if kind == "soft":
+            group["test"] = h5py.SoftLink("/")
+        elif kind == "external":
+            group["test"] = h5py.ExternalLink("/etc/passwd", "/")
+        elif kind == "dataset":
+            group["test"] = [1, 2]
+        elif kind == "no manifest":
+            group.create_group("test").attrs["format"] = "teach-once-cache"
+    with pytest.raises(CacheError):
+        open_evaluation(file, IDENTITY, "test")
+    assert TeacherCache.open(file).faults() == []
 
 
 def test_check_reads_evaluation_caches_too(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from teach_once.configs.load import load_student, load_teacher
 from teach_once.nets.networks.zoo import build
 from teach_once.nets.weights.files import save_atomically
 from teach_once.precompute.command import cli as fill
+from teach_once.store.move.hdf5 import export_cache
 from teach_once.store.read.evaluation import evaluation_path
 from teach_once.train.engine.comparison import disagreement, nearest_neighbors
 from teach_once.train.errors import TrainError
@@ -199,6 +200,25 @@ def test_student_starts_from_a_student_without_classifier(folder: Path, tmp_path
     study = study_in(folder, tmp_path / "second", start)
     for method in ("kd", "embedding"):  # with a new classifier, and without one
         assert "last" in train_student(study.run(method, 0), device="cpu")
+
+
+def test_student_of_an_exported_cache_is_compared_with_its_teacher(
+    folder: Path, tmp_path: Path
+) -> None:
+    study = study_in(folder, tmp_path / "runs")
+    export_cache(study.cache.path, tmp_path / "one.h5")
+    exported = open_study(
+        study.config,
+        study.teacher,
+        caches_dir=tmp_path,
+        cache_path=tmp_path / "one.h5",
+        runs_dir=tmp_path / "others",
+    )
+    found, expected = (
+        train_student(each.run("kd", 0), device="cpu")["last"] for each in (exported, study)
+    )
+    assert found == expected
+    assert "top1_agreement" in found
 
 
 def test_student_with_one_test_image_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import zarr
 
+from teach_once.store.read.evaluation import evaluation_names
 from teach_once.store.read.reader import TeacherCache
 from tests.support.attacks.strangers.changes.seals import canonical, crc
 
@@ -63,15 +64,31 @@ def _committed(cache: Path) -> Iterator[tuple[str, str]]:
 
 
 def problem_of_file(file: Path) -> str:
-    """Return why an exported file must not be called valid; "" if it may be."""
+    """Return why an exported file must not be called valid; "" if it may be.
+
+    It is the cache and the evaluation caches that the project lists.
+    """
     with h5py.File(file) as content:
-        for name in content:
-            if not isinstance(content.get(name, getlink=True), h5py.HardLink):
-                return f"{name} is a link"
-            if content[name].external or content[name].is_virtual:
-                return f"the bytes of {name} lie in another file"
-        theirs = {name: data[()] for name, data in content.items() if data.shape}
-        return _problem(file, bytes(content["manifest"][()]), theirs)
+        groups = {file: content}
+        for name in evaluation_names(file):
+            groups[file / "evaluation" / name] = content["evaluation"][name]
+        problems = (_problem_of_group(path, group) for path, group in groups.items())
+        return next(filter(None, problems), "")
+
+
+def _problem_of_group(path: Path, group: h5py.Group) -> str:
+    """path: of the cache in the project's words."""
+    theirs = {}
+    for name in group:
+        if name == "evaluation":
+            continue
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            return f"{name} is a link"
+        if group[name].external or group[name].is_virtual:
+            return f"the bytes of {name} lie in another file"
+        if group[name].shape:
+            theirs[name] = group[name][()]
+    return _problem(path, bytes(group["manifest"][()]), theirs)
 
 
 def _problem(cache: Path, text: bytes, theirs: Arrays, num_views: int | None = None) -> str:

@@ -22,6 +22,7 @@ from teach_once.store.read.hdf5 import (
     is_hdf5,
     read_hdf5_manifest,
 )
+from teach_once.store.read.mirror import attach, mirror_of
 from teach_once.store.read.reader import TeacherCache
 from teach_once.store.read.zarr_source import manifest_at
 
@@ -48,6 +49,7 @@ def evaluation_names(cache: Path) -> list[str]:
 
     cache: a folder, a URL or an exported file.
     """
+    _attach(cache)
     place = place_at(cache)
     if place.is_local and cache.is_file():
         return list(filter(_is_name, hdf5_evaluations(cache))) if is_hdf5(cache) else []
@@ -57,13 +59,21 @@ def evaluation_names(cache: Path) -> list[str]:
 
 def open_evaluation(cache: Path, parent: Identity, name: str) -> TeacherCache:
     """Open an evaluation cache. Raises CacheError, also if it belongs to another parent."""
-    opened = TeacherCache.open(evaluation_path(cache, name))
+    path = evaluation_path(cache, name)
+    _attach(cache)
+    opened = TeacherCache.open(path)
     if opened.identity.get(PARENT) != identity_sha256(parent):
         raise CacheMismatch(
             f"{one_line(opened.path)} {_OTHER_PARENT}",
             fix="move it away, then evaluate the teacher again",
         )
     return opened
+
+
+def _attach(cache: Path) -> None:
+    """Mirror the evaluation caches of a cache that is read through a mirror."""
+    if (mirror := mirror_of(cache.parent)) is not None:
+        attach(mirror.url / cache.name / EVALUATION, mirror.root, mirror.most_bytes)
 
 
 def parent_faults(cache: Path, parent: Identity) -> list[Fault]:

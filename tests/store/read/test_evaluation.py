@@ -22,6 +22,7 @@ from teach_once.store.move.trim import trim_cache
 from teach_once.store.place.folder import Folder
 from teach_once.store.place.index import read_index, remove_index
 from teach_once.store.read.evaluation import evaluation_names, evaluation_path, open_evaluation
+from teach_once.store.read.mirror import attach
 from tests.support.caches.damage import flip
 from tests.support.caches.object_store import Server
 from tests.support.caches.random_cache import IDENTITY, open_any, records_of, write_item
@@ -257,3 +258,29 @@ def test_info_names_evaluation_caches(cache: Path, capsys: pytest.CaptureFixture
 def test_name_of_an_evaluation_cache_never_leads_elsewhere(cache: Path, name: str) -> None:
     with pytest.raises(CacheError, match="not a name"):
         evaluation_path(cache, name)
+
+
+def test_evaluation_cache_is_read_through_a_mirror(
+    server: Server, spool: Path, tmp_path: Path
+) -> None:
+    url = path_or_url("s3://bucket/caches")
+    assert isinstance(url, ObjectUrl)
+    with_evaluation(url / "t-e4812202", spool_folder=spool)
+    path = attach(url, tmp_path / "mirror", 10**9) / "t-e4812202"
+    assert_whole(path)
+    before = len(server.requests)
+    assert_whole(path)
+    chunks = [name for _, name in server.requests[before:] if "/c.0" in name]
+    assert chunks == []  # they are in the mirror now
+
+
+def test_evaluation_names_of_a_mirrored_cache_without_any_are_none(
+    server: Server, spool: Path, tmp_path: Path
+) -> None:
+    url = path_or_url("s3://bucket/caches")
+    assert isinstance(url, ObjectUrl)
+    finished(url / "t-e4812202", spool_folder=spool)
+    path = attach(url, tmp_path / "mirror", 10**9) / "t-e4812202"
+    assert evaluation_names(path) == []
+    with pytest.raises(CacheError):
+        open_evaluation(path, IDENTITY, "test")
